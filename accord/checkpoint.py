@@ -1,0 +1,65 @@
+"""What a checkpoint holds and how it is taken up again, bit for bit: weights, moments, state, random numbers."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from accord.errors import StoreError
+from accord.policy.policy import Policy
+from accord.store import RunFolder
+
+
+def write_checkpoint(run: RunFolder, step: int, policy: Policy, optimizer: Any, state: dict[str, Any]) -> None:
+    """Write a checkpoint into a run folder: whole or not at all."""
+    weights = {name: p.detach().contiguous() for name, p in policy.model.named_parameters() if p.requires_grad}
+    with run.new_checkpoint(step) as folder:
+        save_file(weights, folder / "trained.safetensors")
+        torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+        torch.save(_random_state(), folder / "random.pt")
+        (folder / "state.json").write_text(json.dumps(state))
+
+
+def load_checkpoint(folder: Path, policy: Policy, optimizer: Any) -> dict[str, Any]:
+    """Put a checkpoint's weights, moments and random state in place and return the loop's state.
+
+    Raises StoreError when the checkpoint is of another model.
+    """
+    weights = load_file(folder / "trained.safetensors", device=str(policy.device))
+    trained = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
+    if weights.keys() != trained.keys() or any(weights[name].shape != p.shape for name, p in trained.items()):
+        raise StoreError(
+            f"got the checkpoint {folder} of another model ({len(weights)} trained weights) — expected one of the "
+            f"model being trained ({len(trained)}) — resume with the model and adapter settings it was made with"
+        )
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(weights[name])
+    optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location=policy.device, weights_only=True))
+    _restore_random_state(torch.load(folder / "random.pt", map_location="cpu", weights_only=True))
+    return json.loads((folder / "state.json").read_text())
+
+
+def _random_state() -> dict[str, Any]:
+    kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 — what other libraries draw from
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [str(kind), torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached],
+        "python": list(random.getstate()[1]),
+    }
+
+
+def _restore_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002 — see above
+    random.setstate((3, tuple(state["python"]), None))

@@ -1,0 +1,284 @@
+"""All settings, strictly: an unknown key is an error that names the nearest valid one. No torch.
+
+A run's settings come as dotted keys (`train.lr=1e-6`), from a YAML recipe, the command line or Python; later ones win.
+The settings of an objective are read off its function's signature, so that they are written down once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from annotated_types import Ge, Gt, Le
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+
+from accord.errors import ConfigError
+
+Fraction = Annotated[float, Ge(0), Le(1)]
+PositiveInt = Annotated[int, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+
+
+class Section(BaseModel):
+    """Base of every group of settings: nothing unknown, nothing changed after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """Which model learns, in which precision."""
+
+    path: str = Field(min_length=1, description="model folder or Hub id")
+    precision: Literal["float32", "bfloat16", "mixed"] = "float32"
+    device: str | None = Field(default=None, description="None = the accelerator if there is one")
+    lora_rank: Annotated[int, Ge(0)] = Field(default=0, description="> 0: train adapters, freeze the rest")
+    lora_alpha: Annotated[float, Gt(0)] | None = Field(default=None, description="None = twice the rank")
+    lora_targets: str = Field(default="all-linear", description="names of linear layers, separated by commas")
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+class DataConfig(Section):
+    """Which judged responses, how they become tokens, and what happens to awkward rows."""
+
+    path: str = Field(min_length=1, description="file, folder, glob or Hub id")
+    format: str = Field(default="auto", description="auto = from the columns")
+    split: str | None = None
+    eval_path: str | None = Field(default=None, description="held-out file; None = a share of the data")
+    eval_fraction: Fraction = Field(default=0.05, description="share of the groups held out when eval_path is None")
+    limit: PositiveInt | None = Field(default=None, description="use only the first rows")
+    skip_bad_rows: bool = False
+    max_tokens: Annotated[int, Ge(2)] | None = Field(default=2048, description="of a prompt and one response")
+    on_too_long: Literal["truncate", "truncate_prompt", "truncate_response", "drop", "error"] = "truncate"
+    on_empty: Literal["drop", "keep", "error"] = "drop"
+    on_identical: Literal["drop", "keep", "error"] = "drop"
+    on_prompt_mismatch: Literal["drop", "split", "error"] = "drop"
+
+
+class TemplateConfig(Section):
+    """How turns become text, and what ends a response."""
+
+    chat: str = Field(default="auto", description="auto = the tokenizer's own, else transcript")
+    append_eos: Literal["auto", "never"] = "auto"
+    add_bos: Literal["auto", "always", "never"] = "auto"
+    train_turns: Literal["all", "last"] = "all"
+    on_error: Literal["error", "drop"] = "error"
+
+
+class ObjectiveConfig(BaseModel):
+    """Which objective, and its own settings; extra keys are checked against the objective's signature."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = "dpo"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the given settings of the objective, defaults not filled in."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class ReferenceConfig(Section):
+    """What the policy is compared with. `auto` = the policy's own start (the base under adapters)."""
+
+    path: str = Field(default="auto", description="auto, or the folder or Hub id of another model")
+    cache: str | None = Field(
+        default="auto", description="folder for its log-probabilities; auto = the user's cache; null = none"
+    )
+
+
+class TrainConfig(Section):
+    """The loop."""
+
+    epochs: Annotated[float, Gt(0)] = 1.0
+    max_steps: PositiveInt | None = Field(default=None, description="stop after so many steps, whatever the epochs")
+    batch_size: PositiveInt = Field(default=64, description="groups per optimiser step, over all processes")
+    max_batch_tokens: PositiveInt = Field(default=16384, description="laid-out tokens per forward pass and process")
+    length_window: PositiveInt = Field(default=1, description="batches whose groups are sorted by length")
+    lr: Annotated[float, Gt(0)] = 1e-6
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup: Fraction = Field(default=0.1, description="share of the steps")
+    weight_decay: NonNegative = 0.0
+    adam_beta1: Annotated[float, Ge(0), Le(1)] = 0.9
+    adam_beta2: Annotated[float, Ge(0), Le(1)] = 0.999
+    adam_eps: Annotated[float, Gt(0)] = 1e-8
+    max_grad_norm: Annotated[float, Gt(0)] | None = 1.0
+    seed: int = 0
+    log_every: PositiveInt = 1
+    checkpoint_every: PositiveInt | None = Field(default=None, description="steps; None = only when stopped or done")
+    keep_last: PositiveInt = 2
+    statistics: bool = Field(default=False, description="indicators at every step, too")
+    write_rows: bool = Field(default=True, description="per-example rows in Parquet")
+
+
+class EvaluateConfig(Section):
+    """What is measured on held-out groups."""
+
+    every: PositiveInt | None = Field(default=None, description="steps; None = at the start and at the end")
+    at_start: bool = True
+    num_samples: Annotated[int, Ge(0)] = Field(default=16, description="held-out prompts to answer, for KL and reading")
+    sample_tokens: PositiveInt = 64
+    patience: PositiveInt | None = Field(default=None, description="evaluations without a lower loss")
+
+
+class TrackingConfig(Section):
+    """Where numbers go besides the run folder and TensorBoard."""
+
+    wandb_project: str | None = None
+
+
+class AlignConfig(Section):
+    """Everything a run depends on."""
+
+    model: ModelConfig
+    data: DataConfig
+    out: str = Field(default="", description="run folder; empty = runs/<objective>-<model>")
+    template: TemplateConfig = TemplateConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    reference: ReferenceConfig = ReferenceConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _early_stop_needs_evaluation(self) -> AlignConfig:
+        if self.evaluate.patience is not None and self.evaluate.every is None:
+            raise ValueError("evaluate.patience is set but evaluate.every is not: there is nothing to be patient about")
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the resolved settings as plain values, for config.yaml."""
+        plain = self.model_dump(mode="json")
+        plain["objective"] = {"name": self.objective.name, **self.objective.settings}
+        return plain
+
+
+SHORT = {"model": "model.path", "data": "data.path", "objective": "objective.name", "reference": "reference.path"}
+"""Keys that may be given as one word: `objective=dpo` is `objective.name=dpo`."""
+
+
+def build_config(settings: Mapping[str, Any]) -> AlignConfig:
+    """Build the settings of a run from dotted or nested keys.
+
+    Raises ConfigError for an unknown key (naming the nearest valid one), a value of the wrong kind or range, a missing
+    model or data, an unknown objective or a setting that the objective does not use.
+    """
+    nested: dict[str, Any] = {}
+    for key, value in flatten(settings):
+        target = nested
+        *parents, leaf = SHORT.get(key, key).split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[leaf] = value
+    try:
+        config = AlignConfig.model_validate(nested)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+    return config.model_copy(update={"objective": validate_objective(config.objective)})
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """Read a YAML recipe. Raises ConfigError when it is missing or not a mapping."""
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"got the recipe {path}, which cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"got the recipe {path}, which is not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"got the recipe {path} with {type(loaded).__name__} — expected keys and values")
+    return loaded
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Split `key=value`; the value is read as YAML (so 1e-6 is a number and null is None)."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"got {text!r} — expected key=value, such as train.lr=1e-6")
+    return key, _plain_value(value)
+
+
+def _plain_value(text: str) -> Any:
+    try:
+        return float(text) if "e" in text.lower() else yaml.safe_load(text)  # YAML 1.1 reads 1e-6 as a word
+    except (ValueError, yaml.YAMLError):
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            return text
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of nested settings."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def valid_keys() -> list[str]:
+    """Return every dotted key of a run, but for those of the objectives."""
+    keys: list[str] = []
+    for name, field in AlignConfig.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            keys.extend(f"{name}.{key}" for key in section.model_fields)
+        else:
+            keys.append("objective.name" if name == "objective" else name)
+    return keys
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(_unknown(key, valid_keys()))
+        elif problem["type"] == "missing":
+            wanted = f"{key}.path" if key in ("model", "data") else key
+            lines.append(
+                f"{wanted} is missing — give it as {wanted}=… or, on the command line, --{wanted.split('.')[0]}"
+            )
+        else:
+            what = f"got {key}={problem['input']!r} — " if key else ""
+            lines.append(f"{what}{problem['msg'].removeprefix('Value error, ')}")
+    return "; ".join(lines)
+
+
+def _unknown(key: str, valid: list[str]) -> str:
+    leaves = {candidate.rsplit(".", 1)[-1]: candidate for candidate in valid}
+    near = difflib.get_close_matches(key.rsplit(".", 1)[-1], leaves, n=1, cutoff=0.6)
+    near = [leaves[name] for name in near] or difflib.get_close_matches(key, valid, n=1, cutoff=0.85)
+    hint = f"did you mean {near[0]}?" if near else f"valid ones are {', '.join(sorted(valid))}"
+    return f"got the unknown setting {key} — {hint}"
+
+
+def validate_objective(given: ObjectiveConfig) -> ObjectiveConfig:
+    """Fill in and check an objective's settings against its signature."""
+    from accord.objectives import OBJECTIVES
+
+    if given.name not in OBJECTIVES:
+        near = difflib.get_close_matches(given.name, OBJECTIVES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(OBJECTIVES))}"
+        raise ConfigError(f"got objective={given.name} — {hint} (`accord methods` lists them)")
+    parameters = OBJECTIVES[given.name].settings()
+    for key in given.settings:
+        if key not in parameters:
+            valid = [f"objective.{name}" for name in parameters]
+            owners = [name for name, spec in OBJECTIVES.items() if key in spec.settings()]
+            also = f" ({', '.join(owners)} has {key})" if owners else ""
+            raise ConfigError(f"{_unknown(f'objective.{key}', valid)}; {given.name} does not use it{also}")
+    fields: dict[str, Any] = {name: (p.annotation, p.default) for name, p in parameters.items()}
+    model = create_model(f"{given.name}_settings", __config__=ConfigDict(extra="forbid"), **fields)
+    try:
+        settings = model.model_validate(given.settings).model_dump()
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise ConfigError(f"got objective.{key}={problem['input']!r} — {problem['msg']}") from None
+    return ObjectiveConfig(name=given.name, **settings)

@@ -1,0 +1,1 @@
+"""Readers of the formats of the ecosystem and of Accord's own."""

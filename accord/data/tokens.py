@@ -1,0 +1,38 @@
+"""What the policy sees of a group: token ids, known by construction where the prompt ends and what is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from accord.records import Group, Judgement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenResponse:
+    """One response as token ids. `is_trained` is None when every token is (the usual case)."""
+
+    ids: tuple[int, ...]  # incl. the end-of-sequence token when `has_eos`
+    is_trained: tuple[bool, ...] | None = None  # False e.g. for user turns inside a multi-turn response
+    has_eos: bool = False
+    was_truncated: bool = False
+
+    @property
+    def num_trained(self) -> int:
+        """Number of tokens that count in the log-probability."""
+        return len(self.ids) if self.is_trained is None else sum(self.is_trained)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenGroup:
+    """A prompt's ids (never empty: at least a start token) and its K responses' ids, with the judgements unchanged."""
+
+    prompt_ids: tuple[int, ...]
+    responses: tuple[TokenResponse, ...]
+    judgements: tuple[Judgement, ...] = ()
+    index: int = 0  # position in the data set: stable over runs, names the per-example rows
+    source: Group | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the tree layout: the prompt once and every response once."""
+        return len(self.prompt_ids) + sum(len(response.ids) for response in self.responses)

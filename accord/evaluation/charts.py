@@ -1,0 +1,152 @@
+"""The charts of the report: which metrics share a plot, and in words what to look for in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from accord.evaluation.plots import Series, histogram, line_plot
+from accord.store import RunFolder
+
+Records = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """One plot of the report: its metrics by legend, and in words what to look for."""
+
+    title: str
+    hint: str
+    y_label: str
+    metrics: Mapping[str, str]  # legend → metric name
+    reference: float | None = None
+
+
+CHARTS = (
+    Chart("Loss", "Lower is better; held-out should fall too.", "loss", {"training": "loss", "held out": "eval/loss"}),
+    Chart(
+        "Accuracy",
+        "Share of judged pairs that the policy orders as the judges did. Dashed: chance.",
+        "share",
+        {
+            "training": "rewards/accuracies",
+            "held out": "eval/rewards/accuracies",
+            "ranking, held out": "eval/ranking_accuracy",
+        },
+        0.5,
+    ),
+    Chart(
+        "Margin",
+        "How far the implicit reward sets chosen above rejected.",
+        "implicit reward",
+        {"training": "rewards/margins", "held out": "eval/rewards/margins"},
+        0.0,
+    ),
+    Chart(
+        "Implicit rewards",
+        "Below zero: less likely than under the reference. Both falling means that probability leaves the data.",
+        "implicit reward",
+        {"chosen": "rewards/chosen", "rejected": "rewards/rejected"},
+        0.0,
+    ),
+    Chart(
+        "Implicit rewards, held out",
+        "The same on pairs that are not trained on.",
+        "implicit reward",
+        {"chosen": "eval/rewards/chosen", "rejected": "eval/rewards/rejected"},
+        0.0,
+    ),
+    Chart(
+        "Log-probability",
+        "Of whole responses; it also moves with the lengths in a batch.",
+        "nats per response",
+        {"chosen": "logps/chosen", "rejected": "logps/rejected"},
+    ),
+    Chart(
+        "Divergence from the reference",
+        "How far the policy has gone; gains bought at a large distance are less certain.",
+        "KL in nats",
+        {"training": "kl", "held out": "eval/kl"},
+        0.0,
+    ),
+    Chart(
+        "Length",
+        "Of the responses in the data, and of those the policy wrote to held-out prompts.",
+        "tokens",
+        {"chosen": "length/chosen", "rejected": "length/rejected", "sampled, held out": "eval/length/sampled"},
+    ),
+    Chart(
+        "Entropy",
+        "Uncertainty per token. A fall to a fraction says that the policy is narrowing.",
+        "nats per token",
+        {
+            "all": "statistics/entropy",
+            "top-k": "statistics/topk_entropy",
+            "all, held out": "eval/statistics/entropy",
+            "top-k, held out": "eval/statistics/topk_entropy",
+        },
+    ),
+    Chart(
+        "Top-k indicators",
+        "Probability of the k likeliest tokens together, and of the likeliest alone.",
+        "probability",
+        {
+            "top-k mass": "statistics/topk_mass",
+            "top-1": "statistics/top1",
+            "top-k mass, held out": "eval/statistics/topk_mass",
+            "top-1, held out": "eval/statistics/top1",
+        },
+    ),
+    Chart("Gradient norm", "Before clipping; spikes point to single batches.", "norm", {"gradient norm": "grad_norm"}),
+    Chart("Learning rate", "As scheduled.", "learning rate", {"learning rate": "lr"}),
+    Chart("Speed", "Tokens scored and trained per second.", "tokens/s", {"tokens per second": "tokens_per_second"}),
+)
+
+
+def draw_charts(records: Records) -> list[tuple[str, str, str]]:
+    """Return (title, hint, SVG) of every chart for which at least one metric was reported twice."""
+    drawn = []
+    for chart in CHARTS:
+        series = [_read_series(records, legend, name) for legend, name in chart.metrics.items()]
+        series = [line for line in series if line is not None]
+        if any(len(line.steps) >= 2 for line in series):
+            label = f"{chart.title} over steps"
+            svg = line_plot(series, label=label, y_label=chart.y_label, reference=chart.reference)
+            drawn.append((chart.title, chart.hint, svg))
+    return drawn
+
+
+def draw_margins(run: RunFolder) -> list[tuple[str, str, str]]:
+    """Return a histogram of the held-out rows' `margins` (one list per row), first evaluation against last.
+
+    At the start every margin may be exactly 0; a sample without spread is left out.
+    """
+    rows = run.read_rows("eval")
+    if not {"step", "margins"} <= set(rows.column_names) or not len(rows):
+        return []
+    by_step: dict[int, list[float]] = {}
+    for step, margins in zip(rows["step"].to_pylist(), rows["margins"].to_pylist(), strict=True):
+        by_step.setdefault(step, []).extend(margin for margin in margins or [] if margin is not None)
+    samples = {f"step {step}": by_step[step] for step in sorted({min(by_step), max(by_step)})}
+    samples = {name: margins for name, margins in samples.items() if len(set(margins)) > 1}
+    if not samples:
+        return []
+    svg = histogram(samples, label="Margins of single pairs", x_label="implicit-reward margin", reference=0.0)
+    return [("Margins of single pairs", "Held-out pairs at the first and the last evaluation.", svg)]
+
+
+def _read_series(records: Records, legend: str, name: str) -> Series | None:
+    pairs = [(record["step"], record) for record in records if record.get(name) is not None]
+    if not pairs:
+        return None
+    low = [record[f"{name}_low"] for _, record in pairs if record.get(f"{name}_low") is not None]
+    high = [record[f"{name}_high"] for _, record in pairs if record.get(f"{name}_high") is not None]
+    has_band = len(low) == len(high) == len(pairs)
+    return Series(
+        name=legend,
+        steps=[step for step, _ in pairs],
+        values=[record[name] for _, record in pairs],
+        low=low if has_band else None,
+        high=high if has_band else None,
+    )

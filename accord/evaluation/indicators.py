@@ -1,0 +1,138 @@
+"""Early warnings in words: what a person should look at first in a run, read from its metrics.
+
+Each rule is a function of the metric records and returns one sentence or None; a rule whose metrics are missing is
+silent. The thresholds are rules of thumb: they point, they do not judge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeGuard
+
+Records = Sequence[Mapping[str, Any]]
+
+OVERFIT_GAP = 0.15  # training accuracy minus held-out accuracy
+LOSS_RISE = 0.05  # of the lowest held-out loss
+ENTROPY_FALL = 0.5  # of the first entropy
+LENGTH_GROWTH = 0.2  # of the length before
+
+
+def find_warnings(records: Records, summary: Mapping[str, Any]) -> list[str]:
+    """Return the sentences of every rule that fires, the gravest kinds first."""
+    found = [rule(records) for rule in METRIC_RULES] + [rule(summary) for rule in SUMMARY_RULES]
+    return [sentence for sentence in found if sentence]
+
+
+def read_metric(records: Records, name: str) -> list[tuple[int, float]]:
+    """Return (step, value) of a metric wherever it was reported as a finite number."""
+    pairs = [(int(record["step"]), record.get(name)) for record in records]
+    return [(step, float(value)) for step, value in pairs if _is_number(value)]
+
+
+def warn_of_lost_loss(records: Records) -> str | None:
+    """A loss that is not a number."""
+    steps = [record["step"] for record in records if "loss" in record and not _is_number(record["loss"])]
+    return f"The loss was not a finite number at step {steps[0]}." if steps else None
+
+
+def warn_of_chance_accuracy(records: Records) -> str | None:
+    """Held-out accuracy whose interval contains one half."""
+    for name, words in (("eval/ranking_accuracy", "ranking"), ("eval/rewards/accuracies", "implicit-reward")):
+        last = read_metric(records, name)[-1:]
+        low, high = read_metric(records, f"{name}_low")[-1:], read_metric(records, f"{name}_high")[-1:]
+        if last and low and high and last[0][0] > 0 and low[0][1] <= 0.5 <= high[0][1]:
+            return (
+                f"Held-out {words} accuracy is {last[0][1]:.3f} [{low[0][1]:.3f}, {high[0][1]:.3f}]: "
+                "on this many held-out groups it cannot be told from chance."
+            )
+    return None
+
+
+def warn_of_overfitting(records: Records) -> str | None:
+    """Held-out loss that rose again, or training accuracy far above the held-out one."""
+    losses = read_metric(records, "eval/loss")
+    if len(losses) >= 3:
+        best_step, best = min(losses, key=lambda pair: pair[1])
+        last_step, last = losses[-1]
+        if last - best > LOSS_RISE * abs(best) and last_step > best_step:
+            return (
+                f"Held-out loss was lowest at step {best_step} ({best:.4g}) and is {last:.4g} at step {last_step}: "
+                "the checkpoint of the best step, fewer epochs or a larger β may serve better."
+            )
+    training, held_out = _late_mean(records, "rewards/accuracies"), _late_mean(records, "eval/rewards/accuracies")
+    if training is not None and held_out is not None and training - held_out > OVERFIT_GAP:
+        return (
+            f"Accuracy is {training:.2f} in training and {held_out:.2f} held out: the policy learns its pairs by heart."
+        )
+    return None
+
+
+def warn_of_displacement(records: Records) -> str | None:
+    """Chosen responses losing probability while the margin grows (likelihood displacement)."""
+    for prefix in ("eval/", ""):
+        chosen, margin = _late_mean(records, f"{prefix}rewards/chosen"), _late_mean(records, f"{prefix}rewards/margins")
+        if chosen is None or margin is None:
+            continue
+        if chosen < 0 < margin and -chosen > 0.5 * margin:
+            return (
+                f"Chosen responses became less likely than under the reference (implicit reward {chosen:.2f}) while "
+                f"the margin grew to {margin:.2f}: rejected ones fell faster. Probability is moving to responses that "
+                "are in neither column; read samples before trusting the accuracy."
+            )
+        return None
+    return None
+
+
+def warn_of_narrowing(records: Records) -> str | None:
+    """Entropy that fell to less than half."""
+    for name in ("eval/statistics/entropy", "statistics/entropy"):
+        values = [value for _, value in read_metric(records, name)]
+        if len(values) >= 4:
+            first, last = _mean(values[: max(1, len(values) // 10)]), _mean(values[-max(1, len(values) // 10) :])
+            if first > 0 and last < (1 - ENTROPY_FALL) * first:
+                return f"Entropy fell from {first:.2f} to {last:.2f} nats per token: the policy is narrowing."
+            return None
+    return None
+
+
+def warn_of_no_gain(summary: Mapping[str, Any]) -> str | None:
+    """A gain in gold reward whose interval contains zero."""
+    ends = summary.get("gold_gain_ci95")
+    if not (isinstance(ends, Sequence) and len(ends) == 2 and all(_is_number(end) for end in ends)):
+        return None
+    if ends[0] <= 0:
+        return f"The gain in gold reward is not certain: its 95 % interval is [{ends[0]:.3f}, {ends[1]:.3f}]."
+    return None
+
+
+def warn_of_length(summary: Mapping[str, Any]) -> str | None:
+    """Responses that grew by a fifth: a judge may have paid for length."""
+    before, after = summary.get("length_before"), summary.get("length_after")
+    if _is_number(before) and _is_number(after) and after > (1 + LENGTH_GROWTH) * before:
+        return f"Responses grew from {before:.1f} to {after:.1f} tokens: compare quality at equal length."
+    return None
+
+
+METRIC_RULES: tuple[Callable[[Records], str | None], ...] = (
+    warn_of_lost_loss,
+    warn_of_chance_accuracy,
+    warn_of_overfitting,
+    warn_of_displacement,
+    warn_of_narrowing,
+)
+SUMMARY_RULES: tuple[Callable[[Mapping[str, Any]], str | None], ...] = (warn_of_no_gain, warn_of_length)
+
+
+def _late_mean(records: Records, name: str) -> float | None:
+    """Return the mean over the last tenth of the reports: single batches are too noisy to warn about."""
+    values = [value for _, value in read_metric(records, name)]
+    return _mean(values[-max(1, len(values) // 10) :]) if values else None
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

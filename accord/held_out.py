@@ -1,0 +1,128 @@
+"""What a policy does on groups it was not trained on: the objective's own measures with intervals, samples, and KL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from accord.config import EvaluateConfig
+from accord.data.batching import chunked
+from accord.data.tokens import TokenGroup, TokenResponse
+from accord.evaluation.intervals import mean_interval, wilson
+from accord.metrics import Sums, add_up, example_rows, means, measure
+from accord.objectives import ObjectiveSpec
+from accord.policy.head import Statistic
+from accord.policy.judgements import to_scored_groups
+from accord.policy.policy import Policy
+from accord.policy.reference import Reference
+from accord.policy.sample import SamplingSettings, sample_responses
+
+INDICATORS: tuple[Statistic, ...] = ("entropy", "topk_entropy", "topk_mass", "top1")
+
+Gather = Callable[[list[Any]], list[Any]]
+"""Join the lists of all processes, in rank order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Held-out metrics (names without a prefix), one row per group, and answers to held-out prompts."""
+
+    metrics: dict[str, float]
+    rows: list[dict[str, Any]]
+    samples: list[dict[str, Any]] = field(default_factory=list)  # {"prompt", "response", "log_ratio"}
+
+
+@torch.no_grad()
+def evaluate(
+    policy: Policy,
+    groups: Sequence[TokenGroup],
+    *,
+    spec: ObjectiveSpec,
+    objective_settings: Mapping[str, Any],
+    reference: Reference | None,
+    settings: EvaluateConfig,
+    max_batch_tokens: int,
+    step: int,
+    seed: int = 0,
+    share: tuple[int, int] = (0, 1),
+    gather: Gather = lambda parts: parts,
+) -> Evaluation:
+    """Score held-out groups and answer held-out prompts.
+
+    Reward and ranking accuracy come with Wilson intervals, margins with a t-interval; `kl` is the mean over sampled
+    responses of log π(y|x) − log π_ref(y|x), y ~ π: an unbiased estimate of KL(π ‖ π_ref) in nats per response.
+    `share` is (rank, processes); every process must call.
+    """
+    rank, world = share
+    parts: list[Sums] = []
+    rows: list[dict[str, Any]] = []
+    kl_baseline = _no_baseline(spec)
+    for part in list(chunked(groups, max_batch_tokens, layout=policy.layout))[rank::world]:
+        scores = policy.score(part, statistics=INDICATORS)
+        reference_PK = reference.logps(part, scores.logps_PK) if reference is not None else None
+        scored = to_scored_groups(part, scores, reference_PK, kl_baseline)
+        result = spec.fn(scored, **objective_settings)
+        parts.append(measure(scored, result, scores))
+        rows.extend(example_rows(part, scored, result, step=step))
+    sums, rows = add_up(gather(parts)), sorted(gather(rows), key=lambda row: row["index"])
+    metrics = means(sums) | _intervals(sums, rows)
+    samples: list[dict[str, Any]] = []
+    if settings.num_samples:
+        chosen = groups[: settings.num_samples]
+        samples = gather(_answer(policy, chosen[rank::world], reference, settings, seed))
+        if reference is not None and len(samples) > 1:
+            kl = mean_interval([sample["log_ratio"] for sample in samples])
+            metrics |= kl.as_dict("kl")
+        metrics["length/sampled"] = sum(sample["num_tokens"] for sample in samples) / len(samples)
+    return Evaluation(metrics=metrics, rows=rows, samples=samples)
+
+
+def _no_baseline(spec: ObjectiveSpec) -> torch.Tensor | None:
+    # z0 belongs to an optimisation batch; held-out losses take it at the start of training, where it is 0
+    return torch.zeros(()) if any(need.value == "mismatched_kl" for need in spec.needs) else None
+
+
+def _intervals(sums: Sums, rows: list[dict[str, Any]]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name in ("rewards/accuracies", "ranking_accuracy"):
+        if name in sums:
+            successes, total = sums[name]
+            found |= wilson(successes, int(total)).as_dict(name)
+    margins = [margin for row in rows for margin in row["margins"]]
+    if len(margins) > 1:
+        found |= mean_interval(margins).as_dict("rewards/margins")
+    return found
+
+
+def _answer(
+    policy: Policy, groups: Sequence[TokenGroup], reference: Reference | None, settings: EvaluateConfig, seed: int
+) -> list[dict[str, Any]]:
+    if not groups:
+        return []
+    drawn = sample_responses(
+        policy,
+        [group.prompt_ids for group in groups],
+        SamplingSettings(max_tokens=settings.sample_tokens, seed=seed),
+    )
+    answered = [
+        TokenGroup(prompt_ids=group.prompt_ids, responses=(TokenResponse(ids=response.token_ids or ()),))
+        for group, (response,) in zip(groups, drawn, strict=True)
+    ]
+    scores = policy.score(answered)
+    log_ratios: list[float | None] = [None] * len(answered)
+    if reference is not None:
+        reference_PK = reference.logps(answered, scores.logps_PK)
+        log_ratios = (scores.logps_PK - reference_PK)[:, 0].double().tolist()
+    return [
+        {
+            "index": group.index,
+            "prompt": policy.tokenizer.decode(list(group.prompt_ids), skip_special_tokens=True),
+            "response": response.content,
+            "num_tokens": len(response.token_ids or ()),
+            "log_ratio": log_ratio,
+        }
+        for group, (response,), log_ratio in zip(groups, drawn, log_ratios, strict=True)
+    ]

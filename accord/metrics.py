@@ -1,0 +1,121 @@
+"""What a scored batch says: sums and counts, never means of means, and one row per example. Once, for all objectives.
+
+Axes: P groups, K responses. A metric is a (sum, count) pair until it is reported, so batch size, accumulation and the
+number of processes do not change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from accord.data.tokens import TokenGroup
+from accord.groups import ObjectiveResult, ScoredGroups
+from accord.policy.policy import Scores
+
+Sums = dict[str, tuple[float, float]]
+
+
+def add_up(parts: Iterable[Mapping[str, tuple[float, float]]]) -> Sums:
+    """Join sums and counts of micro-batches or processes."""
+    total: Sums = {}
+    for part in parts:
+        for name, (value, count) in part.items():
+            before = total.get(name, (0.0, 0.0))
+            total[name] = (before[0] + value, before[1] + count)
+    return total
+
+
+def means(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """Return sum / count of every metric that counted anything."""
+    return {name: value / count for name, (value, count) in sums.items() if count}
+
+
+@torch.no_grad()
+def measure(scored: ScoredGroups, result: ObjectiveResult, scores: Scores) -> Sums:
+    """Return the metrics of a scored batch as sums and counts.
+
+    Over judged pairs: rewards (implicit, of the objective), margins, accuracy (a tie counts one half), summed
+    log-probabilities, lengths, and ranking accuracy: the share of pairs with π(chosen) > π(rejected).
+    Over labelled responses the same by label; over all responses the log-probability per token.
+    """
+    sums: Sums = {"loss": (float(result.loss_P.sum()), float(result.denominators().sum()))}
+    lengths_PK = scored.num_tokens_PK.to(torch.float64)
+    _add(sums, "logps/per_token", scored.policy_logps_PK, scored.is_valid_PK, weights=lengths_PK)
+    _add(sums, "length/response", lengths_PK, scored.is_valid_PK)
+    if scored.preferred_PKK is not None and bool(scored.preferred_PKK.any()):
+        sums |= _pair_metrics(scored, result, lengths_PK)
+    if scored.desirable_PK is not None and scored.is_labelled_PK is not None:
+        for name, chosen_PK in (("desirable", scored.desirable_PK), ("undesirable", ~scored.desirable_PK)):
+            here_PK = chosen_PK & scored.is_labelled_PK & scored.is_valid_PK
+            _add(sums, f"rewards/{name}", result.implicit_reward_PK, here_PK)
+            _add(sums, f"length/{name}", lengths_PK, here_PK)
+    if scored.reference_logps_PK is not None:
+        _add(sums, "log_ratio/response", scored.log_ratio_PK, scored.is_valid_PK)
+    for name, values_N in scores.statistics.items():
+        _add(sums, f"statistics/{name}", values_N, scores.is_trained_N)
+    return {name: pair for name, pair in sums.items() if pair[1]}
+
+
+def _pair_metrics(scored: ScoredGroups, result: ObjectiveResult, lengths_PK: Tensor) -> Sums:
+    assert scored.preferred_PKK is not None
+    p, better, worse = scored.preferred_PKK.nonzero(as_tuple=True)
+    reward_PK, logps_PK = result.implicit_reward_PK, scored.policy_logps_PK
+    margins = reward_PK[p, better] - reward_PK[p, worse]
+    gap = logps_PK[p, better] - logps_PK[p, worse]
+    columns = {
+        "rewards/chosen": reward_PK[p, better],
+        "rewards/rejected": reward_PK[p, worse],
+        "rewards/margins": margins,
+        "rewards/accuracies": _share_above_zero(margins),
+        "logps/chosen": logps_PK[p, better],
+        "logps/rejected": logps_PK[p, worse],
+        "length/chosen": lengths_PK[p, better],
+        "length/rejected": lengths_PK[p, worse],
+        "ranking_accuracy": _share_above_zero(gap),
+    }
+    return {name: (float(values.double().sum()), float(len(values))) for name, values in columns.items()}
+
+
+def _share_above_zero(values: Tensor) -> Tensor:
+    return (values > 0).double() + 0.5 * (values == 0).double()
+
+
+def _add(sums: Sums, name: str, values: Tensor, where: Tensor, weights: Tensor | None = None) -> None:
+    count = float(where.sum()) if weights is None else float((weights * where).sum())
+    sums[name] = (float(torch.where(where, values, 0).double().sum()), count)
+
+
+@torch.no_grad()
+def example_rows(
+    groups: Sequence[TokenGroup], scored: ScoredGroups, result: ObjectiveResult, *, step: int
+) -> list[dict[str, Any]]:
+    """Return one plain row per group: everything needed to look back at what an example did to the run."""
+    reference = scored.reference_logps_PK
+    rows = []
+    for row, group in enumerate(groups):
+        k = len(group.responses)
+        rewards = result.implicit_reward_PK[row, :k].double().tolist()
+        pairs = scored.preferred_PKK[row].nonzero().tolist() if scored.preferred_PKK is not None else []
+        rows.append(
+            {
+                "step": step,
+                "index": group.index,
+                "origin": group.source.origin if group.source else "",
+                "loss": float(result.loss_P[row]),
+                "is_counted": bool(result.is_counted_P[row]),
+                "policy_logps": scored.policy_logps_PK[row, :k].double().tolist(),
+                "reference_logps": reference[row, :k].double().tolist() if reference is not None else None,
+                "implicit_rewards": rewards,
+                "num_tokens": scored.num_tokens_PK[row, :k].tolist(),
+                "num_prompt_tokens": len(group.prompt_ids),
+                "margins": [rewards[i] - rewards[j] for i, j in pairs],
+                "is_flipped": [rewards[i] < rewards[j] for i, j in pairs],
+                "was_truncated": [response.was_truncated for response in group.responses],
+                "has_eos": [response.has_eos for response in group.responses],
+            }
+        )
+    return rows

@@ -1,0 +1,77 @@
+"""What a run will cost, before it starts: tokens, passes, memory, and time from a timed pass on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from accord.data.tokens import TokenGroup
+from accord.policy.policy import Policy
+
+PROBE_TOKENS = 1024  # laid-out tokens of the timed pass
+
+
+def make_plan(
+    policy: Policy,
+    groups: Sequence[TokenGroup],
+    eval_groups: Sequence[TokenGroup],
+    *,
+    num_steps: int,
+    batch_size: int,
+    num_to_reference: int,
+) -> dict[str, Any]:
+    """Return the plan of a run as plain values.
+
+    Bytes count weights, gradients and AdamW's two moments, not activations. `expected_seconds` scales one timed
+    forward and backward pass by tokens; a pass without gradient counts a third.
+    """
+    parameters = list(policy.parameters())
+    trained = [p for p in parameters if p.requires_grad]
+    weights = sum(p.numel() * p.element_size() for p in parameters)
+    moving = sum(p.numel() * p.element_size() for p in trained)
+    per_group = sum(group.num_tokens for group in groups) / max(1, len(groups))
+    padded = sum(_padded(groups[start : start + 8]) for start in range(0, len(groups), 8))
+    tokens = round(min(num_steps * batch_size, num_steps * len(groups)) * per_group)
+    reference_tokens = round(num_to_reference * per_group)
+    seconds_per_token = _time_pass(policy, groups)
+    return {
+        "groups": len(groups),
+        "held_out_groups": len(eval_groups),
+        "optimiser_steps": num_steps,
+        "tokens_to_train": tokens,
+        "tokens_to_reference": reference_tokens,
+        "tokens_per_epoch": round(per_group * len(groups)),
+        "tokens_per_epoch_if_padded_by_8": padded,
+        "layout": policy.layout,
+        "parameters": sum(p.numel() for p in parameters),
+        "trained_parameters": sum(p.numel() for p in trained),
+        "bytes_weights": weights,
+        "bytes_gradients_and_moments": 3 * moving,
+        "expected_seconds": round(seconds_per_token * (tokens + reference_tokens / 3), 1),
+    }
+
+
+def _padded(groups: Sequence[TokenGroup]) -> int:
+    longest = max(len(g.prompt_ids) + max(len(r.ids) for r in g.responses) for g in groups)
+    return longest * sum(len(group.responses) for group in groups)
+
+
+def _time_pass(policy: Policy, groups: Sequence[TokenGroup]) -> float:
+    chosen: list[TokenGroup] = []
+    for group in groups:
+        if chosen and sum(g.num_tokens for g in chosen) + group.num_tokens > PROBE_TOKENS:
+            break
+        chosen.append(group)
+    if not chosen:
+        return 0.0
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    with torch.no_grad():
+        policy.score(chosen[:1])  # what happens once, happens here
+    started = time.perf_counter()
+    torch.autograd.grad(policy.score(chosen).logps_PK.sum(), trained, allow_unused=True)
+    if policy.device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - started) / sum(group.num_tokens for group in chosen)

@@ -1,0 +1,263 @@
+"""The policy: a causal language model, its tokenizer, and one way of scoring groups with it.
+
+Axes: P groups, K responses (padded), S = responses of all groups in order, N response tokens of the batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from accord.data.tokens import TokenGroup
+from accord.errors import PolicyError
+from accord.policy.attention import TREE_ATTENTION, attention_configs, attention_set_to, supports_interface
+from accord.policy.head import Statistic, linear_logps, logps_of_logits
+from accord.policy.layout import Batch, lay_out_plain, lay_out_tree
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Log-probabilities of the responses of P groups, summed over trained tokens (P, K), and per token (N,)."""
+
+    logps_PK: Tensor  # nats; carries grad unless scored under no_grad; 0 in padding slots
+    num_tokens_PK: Tensor  # trained tokens
+    is_valid_PK: Tensor
+    token_logps_N: Tensor  # every response token, trained or not, in (group, response, token) order
+    sequence_N: Tensor  # flat response index 0 … S−1 of each
+    is_trained_N: Tensor
+    statistics: dict[str, Tensor] = field(default_factory=dict)  # by-products per token (N,), detached
+
+
+class Policy(nn.Module):
+    """A model that scores groups; `forward` is `score`, so that wrappers for many devices see every parameter used.
+
+    `layout` is "tree" or "plain"; `why_plain` says why the tree layout is not used, or is None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        path: str = "",
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.autocast = autocast
+        self.tokenizer = tokenizer
+        self.path = path
+        self.has_linear_head: bool | None = None  # None until the first forward compared it with the model's own logits
+        self.why_plain: str | None = None
+        self._configs = attention_configs(self.causal_lm)
+        self._own_attention = str(self.causal_lm.config._attn_implementation)
+        if not supports_interface(self.causal_lm):
+            self.fall_back_to_plain("its attention does not go through transformers' attention interface")
+
+    # -- what the model is -------------------------------------------------------------------------------------------
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The transformers model itself, inside an adapter wrapper if there is one."""
+        get_base_model = getattr(self.model, "get_base_model", None)  # peft wraps; plain models have no such method
+        return cast(PreTrainedModel, get_base_model() if get_base_model is not None else self.model)
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether the trainable weights are peft adapters on a frozen base."""
+        return hasattr(self.model, "disable_adapter")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def layout(self) -> str:
+        """Which layout `score` uses."""
+        return "plain" if self.why_plain is not None else "tree"
+
+    def fall_back_to_plain(self, reason: str) -> None:
+        """Use the plain padded layout from now on, and say why, once."""
+        if self.why_plain is None:
+            log.warning("scoring on the plain path (one padded row per response): %s", reason)
+        self.why_plain = reason
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute layers in the backward pass instead of keeping their activations."""
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            # the backward pass runs a layer again outside `forward`: under the attention its first run had
+            attention = self._configs[0]._attn_implementation_internal
+            return nullcontext(), attention_set_to(self._configs, attention)
+
+        model = self.causal_lm
+        # transformers renamed it within the supported range
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        try:
+            enable({"use_reentrant": False, "context_fn": contexts})
+        except ValueError as error:
+            raise PolicyError(f"{error} — set model.gradient_checkpointing=false") from error
+        model.enable_input_require_grads()
+
+    def attention(self, layout: str) -> AbstractContextManager[None]:
+        """Run a block on the attention of a layout; "plain" is the model's own (also for sampling)."""
+        return attention_set_to(self._configs, TREE_ATTENTION if layout == "tree" else self._own_attention)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Run a block with the products of "mixed" precision, or as the weights are."""
+        return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+
+    @contextmanager
+    def as_base(self) -> Iterator[None]:
+        """Run a block with the adapters off: the base model is the reference."""
+        assert self.has_adapters
+        with cast(Any, self.model).disable_adapter():
+            yield
+
+    # -- scoring -----------------------------------------------------------------------------------------------------
+
+    def score(self, groups: Sequence[TokenGroup], *, statistics: Sequence[Statistic] = ()) -> Scores:
+        """Score the responses of groups: log π(y|x) in nats, by the tree layout where the model allows it."""
+        return self(groups, statistics=statistics)
+
+    def forward(
+        self, groups: Sequence[TokenGroup], *, statistics: Sequence[Statistic] = (), layout: str | None = None
+    ) -> Scores:
+        """See `score`; `layout` overrides the choice for one call (checks)."""
+        layout = layout or self.layout
+        if layout == "tree":
+            batch = lay_out_tree(groups, self.device)
+        else:
+            batch = lay_out_plain(groups, self.device, self.pad_id)
+        with self.attention(layout), self.precision():
+            token_logps_N, found = self.token_logps(batch, statistics)
+        return _gather(groups, batch, token_logps_N, found)
+
+    @property
+    def pad_id(self) -> int:
+        """An id for positions nobody looks at."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad) if isinstance(pad, int) else 0
+
+    def token_logps(self, batch: Batch, statistics: Sequence[Statistic] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return log-probabilities (N,) of a laid-out batch's response tokens, and the requested by-products."""
+        if self.has_linear_head is None:
+            self.has_linear_head = self._check_head(batch)
+        head = self.causal_lm.get_output_embeddings()
+        inputs = self._inputs(batch)
+        if self.has_linear_head and isinstance(head, nn.Linear):
+            hidden_BLH = self._backbone(**inputs).last_hidden_state
+            hidden_NH = hidden_BLH.flatten(0, 1)[batch.predicted_at_N]
+            hidden_NH = hidden_NH.to(self.autocast or hidden_NH.dtype)  # autocast does not reach into our own function
+            weight_VH = head.weight.to(hidden_NH.dtype)
+            bias_V = head.bias.to(hidden_NH.dtype) if head.bias is not None else None
+            return linear_logps(hidden_NH, weight_VH, bias_V, batch.targets_N, statistics)
+        return logps_of_logits(self._own_logits(inputs, batch), batch.targets_N, statistics)
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+        if batch.tree is not None:
+            inputs["tree"] = batch.tree
+            if _accepts(self._backbone, "position_ids"):
+                inputs["position_ids"] = batch.tree.position_ids_N[None]
+        else:
+            # Positions are left to the model: the plain path is the definition, and some count from an offset.
+            # All ones: padding comes after everything that counts, and some models insist on a mask.
+            inputs["attention_mask"] = torch.ones_like(batch.input_ids)
+        return inputs
+
+    @property
+    def _backbone(self) -> nn.Module:
+        return self.causal_lm.base_model
+
+    def _own_logits(self, inputs: dict[str, Any], batch: Batch) -> Tensor:
+        """Logits the model itself makes, only where a response token is predicted."""
+        width = batch.input_ids.shape[1]
+        if batch.input_ids.shape[0] == 1 and _accepts(self.causal_lm, "logits_to_keep"):
+            return self.causal_lm(**inputs, logits_to_keep=batch.predicted_at_N).logits[0]
+        if _accepts(self.causal_lm, "logits_to_keep"):
+            columns = torch.unique(batch.predicted_at_N % width)
+            logits = self.causal_lm(**inputs, logits_to_keep=columns).logits
+            column = torch.searchsorted(columns, batch.predicted_at_N % width)
+            return logits[batch.predicted_at_N // width, column]
+        return self.causal_lm(**inputs).logits.flatten(0, 1)[batch.predicted_at_N]
+
+    @torch.no_grad()
+    def _check_head(self, batch: Batch) -> bool:
+        """Whether the model's logits are exactly a linear map of its last hidden state (no soft-cap, no scaling)."""
+        head = self.causal_lm.get_output_embeddings()
+        if type(head) is not nn.Linear or self._backbone is self.causal_lm:
+            return False
+        inputs = self._inputs(lay_out_plain([_PROBE], self.device, self.pad_id))
+        with self.attention("plain"):
+            hidden = getattr(self._backbone(**inputs), "last_hidden_state", None)
+            if hidden is None:
+                return False
+            own, ours = self.causal_lm(**inputs).logits, head(hidden)
+        return own.shape == ours.shape and bool(torch.equal(own, ours) or _close(own, ours))
+
+    # -- on disk -----------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write model and tokenizer in Hugging Face format; `AutoModelForCausalLM.from_pretrained` loads the folder."""
+        with self.attention("plain"):  # the config on disk names the model's own attention
+            cast(Any, self.model).save_pretrained(folder, safe_serialization=True)
+        self.tokenizer.save_pretrained(folder)
+
+
+def _gather(groups: Sequence[TokenGroup], batch: Batch, token_logps_N: Tensor, found: dict[str, Tensor]) -> Scores:
+    counted_N = torch.where(batch.is_trained_N, token_logps_N, 0.0)
+    logps_S = token_logps_N.new_zeros(batch.num_sequences).index_add(0, batch.sequence_N, counted_N)
+    tokens_S = torch.zeros(batch.num_sequences, dtype=torch.long, device=logps_S.device)
+    tokens_S = tokens_S.index_add(0, batch.sequence_N, batch.is_trained_N.long())
+    widths = [len(group.responses) for group in groups]
+    slot_S = torch.tensor(
+        [row * max(widths) + column for row, width in enumerate(widths) for column in range(width)],
+        device=logps_S.device,
+    )
+    shape = (len(widths), max(widths))
+    flat = logps_S.new_zeros(shape[0] * shape[1])
+    return Scores(
+        logps_PK=flat.index_put((slot_S,), logps_S).view(shape),
+        num_tokens_PK=torch.zeros_like(flat, dtype=torch.long).index_put((slot_S,), tokens_S).view(shape),
+        is_valid_PK=torch.zeros_like(flat, dtype=torch.bool)
+        .index_put((slot_S,), torch.ones_like(slot_S, dtype=torch.bool))
+        .view(shape),
+        token_logps_N=token_logps_N,
+        sequence_N=batch.sequence_N,
+        is_trained_N=batch.is_trained_N,
+        statistics=found,
+    )
+
+
+def _accepts(module: nn.Module, name: str) -> bool:
+    import inspect
+
+    return name in inspect.signature(module.forward).parameters
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    # the same product over a different shape may round differently, in the last bits only
+    return bool(
+        torch.allclose(a.double(), b.double(), rtol=0, atol=64 * torch.finfo(a.dtype).eps * float(b.abs().max()))
+    )
+
+
+def _probe_group() -> TokenGroup:
+    from accord.data.tokens import TokenResponse
+
+    return TokenGroup(prompt_ids=(0, 1, 2), responses=(TokenResponse(ids=(1, 0, 2, 1)),))
+
+
+_PROBE = _probe_group()

@@ -1,0 +1,171 @@
+"""The reference as an artefact: which weights, under which options, gave which log-probability to which tokens.
+
+Its log-probabilities are computed on first use, kept on disk under a key of everything they depend on, and reused
+across epochs, runs and objectives. The key never holds a setting that cannot change the values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from accord.data.batching import chunked
+from accord.data.tokens import TokenGroup
+from accord.policy.policy import Policy
+
+SCORING_VERSION = 1  # part of the key: raise it when a change to the engine changes values beyond rounding
+
+
+class LogpCache:
+    """{response under its prompt: log-probability} on disk, one file per key, written atomically and grown in place."""
+
+    def __init__(self, folder: Path | None, key: str) -> None:
+        self.path = folder / f"{key}.npz" if folder is not None else None
+        self._values: dict[bytes, float] = {}
+        if self.path is not None and self.path.is_file():
+            try:
+                with np.load(self.path) as stored:
+                    digests, logps = stored["digests"], stored["logps"]
+            except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+                return  # a truncated file holds nothing; it is computed again
+            self._values = {bytes(d): float(v) for d, v in zip(digests, logps, strict=True)}
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def get(self, digest: bytes) -> float | None:
+        """Return a stored log-probability in nats, or None."""
+        return self._values.get(digest)
+
+    def update(self, values: dict[bytes, float]) -> None:
+        """Add log-probabilities (in memory; `write` puts them on disk)."""
+        self._values.update(values)
+
+    def write(self) -> None:
+        """Put everything on disk."""
+        if self.path is None or not self._values:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(f".{os.getpid()}.part")
+        with part.open("wb") as stream:
+            np.savez(
+                stream,
+                digests=np.frombuffer(b"".join(self._values), dtype=np.uint8).reshape(-1, 16),
+                logps=np.array(list(self._values.values())),
+            )
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(self.path)
+
+
+class Reference:
+    """A frozen policy, asked for log-probabilities of groups.
+
+    `scorer` opens the reference for a block: the base under the adapters, the policy itself before its first step, or
+    a model loaded from its folder. It is opened only when the cache lacks something.
+    """
+
+    def __init__(
+        self,
+        scorer: Callable[[], AbstractContextManager[Policy]],
+        *,
+        key: str,
+        cache_folder: Path | None,
+        max_tokens: int,
+    ) -> None:
+        self.key = key
+        self.num_computed = 0
+        self.num_reused = 0
+        self._scorer = scorer
+        self._cache = LogpCache(cache_folder, key)
+        self._max_tokens = max_tokens
+
+    def logps(self, groups: Sequence[TokenGroup], like_PK: Tensor) -> Tensor:
+        """Return log π_ref(y|x) in nats, (P, K) like `like_PK`, without gradient; padding slots are 0."""
+        self.fill(groups)
+        values = torch.zeros(like_PK.shape, dtype=torch.float64)
+        for row, group in enumerate(groups):
+            for column, digest in enumerate(_digests(group)):
+                found = self._cache.get(digest)
+                assert found is not None
+                values[row, column] = found
+        return values.to(like_PK.device, like_PK.dtype)
+
+    def missing(self, groups: Sequence[TokenGroup]) -> list[TokenGroup]:
+        """Return the groups with a response the cache does not hold."""
+        return [group for group in groups if any(self._cache.get(digest) is None for digest in _digests(group))]
+
+    def fill(
+        self,
+        groups: Sequence[TokenGroup],
+        *,
+        share: Callable[[list[TokenGroup]], list[TokenGroup]] = lambda groups: groups,
+        merge: Callable[[dict[bytes, float]], dict[bytes, float]] = lambda values: values,
+        write: bool = False,
+        progress: Callable[[int], None] = lambda tokens: None,
+    ) -> None:
+        """Compute what is missing. `share` picks this process's part, `merge` joins all processes' values."""
+        missing = self.missing(groups)
+        self.num_reused += len(groups) - len(missing)
+        if not missing:
+            return
+        values: dict[bytes, float] = {}
+        with self._scorer() as policy, torch.no_grad():
+            for part in chunked(share(missing), self._max_tokens, layout=policy.layout):
+                scores = policy.score(part)
+                rows = scores.logps_PK.double().cpu()
+                for row, group in enumerate(part):
+                    values.update({d: float(rows[row, column]) for column, d in enumerate(_digests(group))})
+                progress(sum(group.num_tokens for group in part))
+        self._cache.update(merge(values))
+        self.num_computed += len(missing)
+        if write:
+            self._cache.write()
+
+
+def reference_key(weights_hash: str, policy: Policy, *, vocabulary: int) -> str:
+    """Return the name under which a reference's log-probabilities are kept: weights, precision and engine version."""
+    dtype = next(p.dtype for p in policy.parameters() if p.is_floating_point())
+    text = f"{SCORING_VERSION}/{weights_hash}/{dtype}/{policy.autocast}/{vocabulary}"
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def _digests(group: TokenGroup) -> Iterator[bytes]:
+    """Name each response by exactly what its log-probability depends on: prompt, tokens, which of them count."""
+    prompt = np.asarray(group.prompt_ids, dtype=np.int64).tobytes()
+    for response in group.responses:
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(len(prompt).to_bytes(8, "little"))
+        digest.update(prompt)
+        digest.update(len(response.ids).to_bytes(8, "little"))
+        digest.update(np.asarray(response.ids, dtype=np.int64).tobytes())
+        if response.is_trained is not None and not all(response.is_trained):
+            digest.update(bytes(response.is_trained))
+        yield digest.digest()
+
+
+@contextmanager
+def opened(policy: Policy) -> Iterator[Policy]:
+    """The policy as its own reference: true before its first step."""
+    yield policy
+
+
+@contextmanager
+def base_of(policy: Policy) -> Iterator[Policy]:
+    """The base under a policy's adapters."""
+    with policy.as_base():
+        yield policy
+
+
+def default_cache_folder() -> Path:
+    """Where reference log-probabilities are kept between runs."""
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(root) / "accord" / "reference"

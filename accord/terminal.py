@@ -1,0 +1,125 @@
+"""What a person sees in the terminal: progress bars, tables, and the noise of libraries turned down."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from accord.claims import Claim
+
+errors = Console(stderr=True)  # standard output is for results
+results = Console()
+
+
+def announce(text: str) -> None:
+    """Tell the person at the terminal something about the run, on stderr; only the first of several processes does."""
+    if os.environ.get("RANK", "0") == "0":
+        errors.print(escape(text), highlight=False, soft_wrap=True)
+
+
+def quiet_libraries() -> None:
+    """Show our own warnings and the libraries' errors, and no bars but ours."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("accord").setLevel(logging.INFO)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+
+class ProgressBars:
+    """Progress bars on stderr, one per stage; silent where there is no terminal."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description:<24}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=errors,
+            disable=os.environ.get("RANK", "0") != "0",
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> ProgressBars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Move a stage's bar, making it on first sight."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=total, note=note)
+        self._progress.update(self._tasks[stage], completed=done, total=total, note=note)
+
+    def training(self, stage: str = "training") -> Callable[[int, int, dict[str, float]], None]:
+        """Return the callback a loop reports its steps to."""
+
+        def report(step: int, total: int, metrics: dict[str, float]) -> None:
+            parts = [f"{name} {metrics[key]:.3f}" for name, key in _SHOWN.items() if key in metrics]
+            self.show(stage, step, total, "  ".join(parts))
+
+        return report
+
+
+_SHOWN = {"loss": "loss", "margin": "rewards/margins", "accuracy": "rewards/accuracies"}
+
+
+def print_claims(claims: Sequence[Claim]) -> None:
+    """Print a certificate: one line per claim, then the verdict."""
+    table = Table(title="Certificate", title_justify="left")
+    for name in ("claim", "expected", "reached", "gap", ""):
+        table.add_column(name, justify="left" if name in ("claim", "") else "right", overflow="fold")
+    for claim in claims:
+        verdict = "[green]holds[/]" if claim.passed else "[bold red]FAILS[/]"
+        numbers = (f"{value:.6g}" for value in (claim.expected, claim.reached, claim.gap))
+        note = f"\n  [dim]{escape(claim.note)}[/]" if claim.note else ""
+        table.add_row(escape(claim.name) + note, *numbers, verdict)
+    results.print(table)
+    failed = sum(not claim.passed for claim in claims)
+    results.print(
+        f"{len(claims) - failed} of {len(claims)} claims hold" + (f", [red]{failed} fail[/]" if failed else "")
+    )
+
+
+def print_methods(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the table of objectives."""
+    table = Table(title="Objectives", title_justify="left")
+    for name in ("name", "family", "needs", "reference", "defaults", "paper"):
+        table.add_column(name, overflow="fold", no_wrap=name == "name")
+    for row in rows:
+        defaults = ", ".join(f"{key}={value}" for key, value in row["defaults"].items())
+        table.add_row(
+            row["name"], row["family"], ", ".join(row["needs"]) or "–", "yes" if row["reference"] else "no", defaults,
+            row["paper"],
+        )  # fmt: skip
+    results.print(table)
+    results.print("accord methods NAME shows one in full; docs/objectives/ has a page for each.")
+
+
+def print_method(row: dict[str, Any]) -> None:
+    """Print one objective: its row and its docstring."""
+    import inspect
+    from functools import partial
+
+    from accord.objectives import OBJECTIVES
+
+    spec = OBJECTIVES[row["name"]]
+    documented = spec.fn.func if isinstance(spec.fn, partial) else spec.fn
+    results.print(f"[bold]{row['name']}[/] — {row['family']}, {row['level']} level. {escape(row['paper'])}\n")
+    results.print(escape(inspect.getdoc(documented) or ""), highlight=False)

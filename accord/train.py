@@ -1,0 +1,385 @@
+"""THE loop: score → objective → step → record. It knows no algorithm's name; it asks the objective's row.
+
+One optimisation batch = `batch_size` groups over all processes, split into micro-batches under a token budget. Losses
+are summed, gradients divided once by the global count, so neither accumulation nor the number of processes changes
+anything beyond rounding.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from accord.checkpoint import load_checkpoint, write_checkpoint
+from accord.config import EvaluateConfig, TrainConfig
+from accord.data.batching import epoch_batches, micro_batches
+from accord.data.tokens import TokenGroup
+from accord.errors import TrainingError
+from accord.held_out import INDICATORS, Evaluation, evaluate
+from accord.metrics import Sums, add_up, example_rows, means, measure
+from accord.objectives import Need, ObjectiveSpec
+from accord.policy.judgements import to_scored_groups
+from accord.policy.mismatched import mismatched_groups
+from accord.policy.policy import Policy
+from accord.policy.reference import Reference
+from accord.store import RunFolder
+from accord.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class LoopState:
+    """What moves, besides weights and moments. The order of the data follows from `step`; nothing else does."""
+
+    step: int = 0  # optimiser steps taken
+    num_tokens: int = 0  # laid-out tokens trained on
+    max_batch_tokens: int = 0  # halved when memory runs out
+    best_loss: float = math.inf
+    best_step: int = -1
+    num_worse: int = 0  # evaluations since the best one
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopResult:
+    """How a loop ended."""
+
+    state: LoopState
+    was_stopped: bool  # by a signal
+    first: Evaluation | None  # before the first step of this process
+    last: Evaluation | None
+
+
+@dataclass(kw_only=True)
+class Loop:
+    """Train a policy on groups. `run` and `tracker` are the main process's; other processes pass None."""
+
+    policy: Policy
+    groups: Sequence[TokenGroup]
+    eval_groups: Sequence[TokenGroup]
+    spec: ObjectiveSpec
+    objective_settings: dict[str, Any]
+    reference: Reference | None
+    settings: TrainConfig
+    evaluation: EvaluateConfig
+    accelerator: Accelerator
+    run: RunFolder | None = None
+    tracker: Tracker | None = None
+    progress: Callable[[int, int, dict[str, float]], None] = lambda step, total, metrics: None
+    starts_at_reference: bool = False
+
+    def __post_init__(self) -> None:
+        self.state = LoopState(max_batch_tokens=self.settings.max_batch_tokens)
+        self._trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for p in self._trained if p.ndim >= 2], "weight_decay": self.settings.weight_decay},
+                {"params": [p for p in self._trained if p.ndim < 2], "weight_decay": 0.0},
+            ],
+            lr=self.settings.lr,
+            betas=(self.settings.adam_beta1, self.settings.adam_beta2),
+            eps=self.settings.adam_eps,
+            fused=True,
+        )
+        self._module, self._optimizer = self.accelerator.prepare(self.policy, optimizer)
+        self._rows: list[dict[str, Any]] = []
+        self._stop_signal: int | None = None
+        per_epoch = math.ceil(len(self.groups) / self.settings.batch_size)
+        planned = max(1, round(self.settings.epochs * per_epoch))
+        self.num_steps = min(planned, self.settings.max_steps or planned)
+        self._steps_per_epoch = per_epoch
+
+    # -- running -----------------------------------------------------------------------------------------------------
+
+    def train(self) -> LoopResult:
+        """Run to the last step, an early stop or a signal; a signal leaves a checkpoint."""
+        before = self._catch_signals()
+        try:
+            return self._run()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self._flush_rows()
+
+    def _run(self) -> LoopResult:
+        first = last = self._evaluate() if self.evaluation.at_start and self.state.step == 0 else None
+        pending: list[Sums] = []
+        while self.state.step < self.num_steps:
+            started = time.perf_counter()
+            step_sums, grad_norm = self._step()
+            pending.append(step_sums)
+            if self.state.step % self.settings.log_every == 0 or self.state.step == self.num_steps:
+                self._log(add_up(pending), grad_norm, time.perf_counter() - started)
+                pending = []
+            every = self.evaluation.every
+            if every is not None and self.state.step % every == 0 and self.state.step < self.num_steps:
+                last = self._evaluate()
+                if self._is_out_of_patience():
+                    log.info(
+                        "stopped early at step %d: no lower loss in %d evaluations",
+                        self.state.step,
+                        self.state.num_worse,
+                    )
+                    break
+            if self._is_stopped():
+                self.save_checkpoint()
+                return LoopResult(state=self.state, was_stopped=True, first=first, last=last)
+            if self.settings.checkpoint_every and self.state.step % self.settings.checkpoint_every == 0:
+                self.save_checkpoint()
+        last = self._evaluate()
+        self.save_checkpoint()
+        return LoopResult(state=self.state, was_stopped=False, first=first, last=last)
+
+    # -- one step ----------------------------------------------------------------------------------------------------
+
+    def batch_at(self, step: int) -> list[TokenGroup]:
+        """Return the groups of an optimiser step; a function of the step, the seed and the data alone."""
+        epoch, place = divmod(step, self._steps_per_epoch)
+        settings = self.settings
+        batches = epoch_batches(
+            self.groups, settings.batch_size, window=settings.length_window, seed=settings.seed, epoch=epoch
+        )
+        return [self.groups[index] for index in batches[place]]
+
+    def _step(self) -> tuple[Sums, float]:
+        batch = self.batch_at(self.state.step)
+        sums, rows = self._with_memory_to_spare(batch)
+        self._check_start(rows)
+        grad_norm = self._finish_gradients(sums, batch, rows)
+        if sums["loss"][1]:
+            for group in self._optimizer.param_groups:
+                group["lr"] = self.settings.lr * schedule_factor(self.state.step, self.num_steps, self.settings)
+            self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.state.step += 1
+        self.state.num_tokens += sum(group.num_tokens for group in batch)
+        if self.settings.write_rows and self.run is not None:
+            self._rows.extend(rows)
+            if len(self._rows) >= 4096:
+                self._flush_rows()
+        return sums, grad_norm
+
+    def _with_memory_to_spare(self, batch: list[TokenGroup]) -> tuple[Sums, list[dict[str, Any]]]:
+        """Accumulate a batch's gradients; when memory runs out, halve the token budget, say so and start it over."""
+        while True:
+            try:
+                return self._accumulate(batch)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                largest = max(group.num_tokens for group in batch)
+                if self.state.max_batch_tokens <= largest or self.accelerator.num_processes > 1:
+                    raise TrainingError(
+                        f"out of memory with {self.state.max_batch_tokens} tokens per forward pass, at step "
+                        f"{self.state.step}, whose longest group has {largest} — set a smaller train.max_batch_tokens "
+                        "or data.max_tokens, model.gradient_checkpointing=true or model.lora_rank"
+                    ) from error
+            self._optimizer.zero_grad(set_to_none=True)
+            self.state.max_batch_tokens //= 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            log.warning("out of memory: the token budget is now %d per forward pass", self.state.max_batch_tokens)
+
+    def _accumulate(self, batch: list[TokenGroup]) -> tuple[Sums, list[dict[str, Any]]]:
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        budget = min(self.state.max_batch_tokens, math.ceil(sum(group.num_tokens for group in batch) / world))
+        parts = micro_batches(batch, budget, layout=self.policy.layout)
+        mine = parts[rank::world]
+        baseline = self._mismatched_kl(batch)
+        all_sums: list[Sums] = []
+        rows: list[dict[str, Any]] = []
+        num_slots = math.ceil(len(parts) / world)
+        for slot in range(num_slots):
+            counts = slot < len(mine)  # every process runs as many passes; a spare one carries no weight
+            part = [batch[index] for index in (mine[slot] if counts else parts[0])]
+            is_last = slot == num_slots - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self._module):
+                loss = self._score(part, baseline, all_sums if counts else [], rows if counts else [])
+                self.accelerator.backward(loss if counts else loss * 0.0)
+        joined = add_up(gather_object(all_sums))
+        if self.settings.write_rows or self.state.step == 0:
+            rows = gather_object(rows)
+        return joined, rows
+
+    def _score(
+        self, part: list[TokenGroup], baseline: Tensor | None, sums: list[Sums], rows: list[dict[str, Any]]
+    ) -> Tensor:
+        scores = self._module(part, statistics=INDICATORS if self.settings.statistics else ())
+        reference_PK = self.reference.logps(part, scores.logps_PK) if self.reference is not None else None
+        scored = to_scored_groups(part, scores, reference_PK, baseline)
+        result = self.spec.fn(scored, **self.objective_settings)
+        metrics = measure(scored, result, scores)
+        metrics["groups/skipped"] = (float((~result.is_counted_P).sum()), float(len(part)))
+        sums.append(metrics)
+        rows.extend(example_rows(part, scored, result, step=self.state.step + 1))
+        loss = result.loss_P.sum()
+        return loss if loss.requires_grad else loss + 0.0 * scores.logps_PK.sum()  # no usable judgement here
+
+    @torch.no_grad()
+    def _mismatched_kl(self, batch: list[TokenGroup]) -> Tensor | None:
+        """Estimate KL(policy ‖ reference), nats ≥ 0, from prompts joined with another prompt's response."""
+        if Need.MISMATCHED_KL not in self.spec.needs:
+            return None
+        assert self.reference is not None
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        sums: list[tuple[float, int]] = []
+        pairs = mismatched_groups(batch)
+        for part in micro_batches(pairs, self.state.max_batch_tokens, layout=self.policy.layout)[rank::world]:
+            groups = [pairs[index] for index in part]
+            logps_PK = self.policy.score(groups).logps_PK
+            log_ratio_PK = logps_PK - self.reference.logps(groups, logps_PK)
+            sums.append((float(log_ratio_PK.double().sum()), len(groups)))
+        joined = gather_object(sums)
+        mean = sum(value for value, _ in joined) / max(1, sum(count for _, count in joined))
+        return torch.tensor(max(0.0, mean), device=self.policy.device)
+
+    def _finish_gradients(self, sums: Sums, batch: list[TokenGroup], rows: list[dict[str, Any]]) -> float:
+        """Divide by the global count and clip, in one pass over the gradients; return the norm before clipping."""
+        total, count = sums["loss"]
+        grads = [p.grad for p in self._trained if p.grad is not None]
+        if not count or not grads:
+            return 0.0
+        # wrappers for several processes average what each summed
+        scale = self.accelerator.num_processes / count
+        norm = float(nn.utils.get_total_norm(grads)) * scale
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            self._stop_at_bad_batch(batch, rows, f"loss {total / count}, gradient norm {norm}")
+        if self.settings.max_grad_norm is not None and norm > self.settings.max_grad_norm:
+            scale *= self.settings.max_grad_norm / norm
+        if scale != 1.0:
+            for grad in grads:
+                grad.mul_(scale)
+        return norm
+
+    def _stop_at_bad_batch(self, batch: list[TokenGroup], rows: list[dict[str, Any]], what: str) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        decode = self.policy.tokenizer.decode
+        texts = [
+            {"origin": group.source.origin if group.source else "", "prompt": decode(list(group.prompt_ids)),
+             "responses": [decode(list(response.ids)) for response in group.responses]}
+            for group in batch
+        ]  # fmt: skip
+        where = ""
+        if self.run is not None:
+            path = self.run.write_bad_batch(self.state.step, {"what": what, "groups": texts, "rows": rows})
+            where = f" The batch is in {path}."
+        self._flush_rows()
+        self.save_checkpoint()
+        raise TrainingError(
+            f"step {self.state.step} gave a non-finite number ({what}); the weights before it are in the last "
+            f"checkpoint.{where} Look at those rows, lower train.lr, or raise the precision"
+        )
+
+    def _check_start(self, rows: list[dict[str, Any]]) -> None:
+        """At the first step, where policy = reference: every log-ratio 0, the loss its known value; else stop."""
+        if self.state.step != 0 or not self.starts_at_reference or self.reference is None:
+            return
+        is_low = self.policy.autocast is not None or next(self.policy.parameters()).dtype != torch.float32
+        tolerance = 5e-2 if is_low else 1e-3  # nats per token
+        for row in rows:
+            for ours, theirs, count in zip(row["policy_logps"], row["reference_logps"], row["num_tokens"], strict=True):
+                if abs(ours - theirs) > tolerance * max(1, count):
+                    raise TrainingError(
+                        "before the first step the policy must equal its reference, but "
+                        f"{row['origin'] or row['index']} has log π = {ours:.4f} and log π_ref = {theirs:.4f} — the "
+                        "reference is of other weights or was scored under other options; set reference.cache=null"
+                    )
+
+    # -- recording ---------------------------------------------------------------------------------------------------
+
+    def _log(self, sums: Sums, grad_norm: float, seconds: float) -> None:
+        metrics = means(sums) | {
+            "epoch": self.state.step / self._steps_per_epoch,
+            "lr": self._optimizer.param_groups[0]["lr"],
+            "grad_norm": grad_norm,
+            "time/step_seconds": seconds,
+            "tokens_per_second": sum(g.num_tokens for g in self.batch_at(self.state.step - 1)) / seconds,
+        }
+        self._track(metrics)
+        self.progress(self.state.step, self.num_steps, metrics)
+
+    def _track(self, metrics: dict[str, float]) -> None:
+        if self.tracker is not None:
+            self.tracker.log(self.state.step, metrics)
+
+    def _evaluate(self) -> Evaluation | None:
+        if not self.eval_groups:
+            return None
+        found = evaluate(
+            self.policy, self.eval_groups, spec=self.spec, objective_settings=self.objective_settings,
+            reference=self.reference, settings=self.evaluation, max_batch_tokens=self.state.max_batch_tokens,
+            step=self.state.step, seed=self.settings.seed,
+            share=(self.accelerator.process_index, self.accelerator.num_processes), gather=gather_object,
+        )  # fmt: skip
+        self._track({f"eval/{name}": value for name, value in found.metrics.items()})
+        if self.run is not None and self.settings.write_rows:
+            self.run.write_rows("eval", self.state.step, found.rows)
+        if found.metrics["loss"] < self.state.best_loss:
+            self.state.best_loss, self.state.best_step, self.state.num_worse = found.metrics["loss"], self.state.step, 0
+        else:
+            self.state.num_worse += 1
+        return found
+
+    def _is_out_of_patience(self) -> bool:
+        return self.evaluation.patience is not None and self.state.num_worse >= self.evaluation.patience
+
+    def _flush_rows(self) -> None:
+        if self.run is not None and self._rows:
+            self.run.write_rows("train", self.state.step, self._rows)
+        self._rows = []
+
+    # -- checkpoints and signals -------------------------------------------------------------------------------------
+
+    def save_checkpoint(self) -> None:
+        """Write everything that moves, atomically; keep the last few and the best."""
+        self._flush_rows()
+        if self.run is None or self.state.step in self.run.checkpoint_steps():
+            return
+        write_checkpoint(self.run, self.state.step, self.policy, self._optimizer, asdict(self.state))
+        self.run.prune(keep_last=self.settings.keep_last, best_step=self.state.best_step)
+
+    def restore(self, folder: Any) -> None:
+        """Take up a checkpoint: weights, moments, position, random state."""
+        self.state = LoopState(**load_checkpoint(folder, self.policy, self._optimizer))
+
+    def _catch_signals(self) -> dict[int, Any]:
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+
+        def remember(number: int, _: FrameType | None) -> None:
+            self._stop_signal = number
+
+        return {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def _is_stopped(self) -> bool:
+        """Whether any process was told to stop; all stop after the same step."""
+        return any(gather_object([self._stop_signal is not None]))
+
+
+def schedule_factor(step: int, num_steps: int, settings: TrainConfig) -> float:
+    """Return the share of the full learning rate at a step: linear warm-up, then constant, linear or cosine to 0."""
+    num_warmup = round(settings.warmup * num_steps)
+    if step < num_warmup:
+        return (step + 1) / (num_warmup + 1)
+    if settings.schedule == "constant":
+        return 1.0
+    done = (step - num_warmup) / max(1, num_steps - num_warmup)
+    return 1.0 - done if settings.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text or "not enough memory" in text

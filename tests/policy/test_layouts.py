@@ -1,0 +1,146 @@
+"""Tree layout = plain layout = the model's own logits, for many architectures, in values and in gradients.
+
+Tolerances: float64 throughout, but many models normalise and take their softmax in float32 whatever the weights are,
+so equality is to about 1e-7; 1e-6 nats per token and 1e-6 of the gradient's norm are asserted (a leak between siblings
+or a position off by one shows at 1e-3 and more).
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import SHAREABLE, UNSHAREABLE, build_policy, own_token_logps, ragged_groups
+
+from accord.data.tokens import TokenGroup, TokenResponse
+from accord.policy import attention
+from accord.policy.check import check_layout, probe_groups
+from accord.policy.policy import Policy
+
+TOLERANCE = 1e-6
+REASONS = {
+    "mamba": "layers share a prompt through attention",
+    "gpt_oss": "`s_aux`",
+    "bloom": "attention interface",
+    "mpt": "attention interface",
+    "falcon": "attention interface",
+    "falcon_alibi": "attention interface",
+    "stablelm": "does not pass keyword arguments",
+    "llama4": "nats per token between the layouts",
+    "roberta": "nats per token between the layouts",
+}
+
+
+def gradient(policy: Policy, groups: list[TokenGroup], layout: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token log-probabilities, and the gradient of a sum that weighs every token differently."""
+    logps_N = policy(groups, layout=layout).token_logps_N
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    weights_N = torch.linspace(-1, 2, len(logps_N), dtype=logps_N.dtype)
+    grads = torch.autograd.grad((weights_N * logps_N).sum(), parameters, allow_unused=True)
+    flat = [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(grads, parameters, strict=True)]
+    return logps_N.detach(), torch.cat(flat)
+
+
+@pytest.mark.parametrize("short_tree", [0, 10**6], ids=["segmented", "padded"])
+@pytest.mark.parametrize("name", SHAREABLE)
+def test_tree_equals_plain(name: str, short_tree: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "SHORT_TREE", short_tree)
+    policy, groups = build_policy(name), ragged_groups()
+    assert policy.layout == "tree"
+    plain_N, plain_grad = gradient(policy, groups, "plain")
+    tree_N, tree_grad = gradient(policy, groups, "tree")
+    assert float(plain_N.abs().max()) > 1  # not a uniform model
+    torch.testing.assert_close(tree_N, plain_N, rtol=0, atol=TOLERANCE)
+    assert float((tree_grad - plain_grad).norm() / plain_grad.norm()) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", SHAREABLE | UNSHAREABLE)
+def test_plain_equals_the_models_own_logits(name: str) -> None:
+    policy, groups = build_policy(name), ragged_groups((3, 1, 2))
+    with torch.no_grad():
+        ours_N = policy(groups, layout="plain").token_logps_N
+        theirs_N = own_token_logps(policy.causal_lm, groups)
+    torch.testing.assert_close(ours_N, theirs_N.double(), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", UNSHAREABLE)
+def test_unshareable_models_are_detected_and_served(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    policy, groups = build_policy(name), ragged_groups((2, 3))
+    if policy.why_plain is None:
+        found = check_layout(policy, probe_groups(61))
+        assert not found.passed
+        assert found.reason is not None
+        policy.fall_back_to_plain(found.reason)
+    assert policy.layout == "plain"
+    assert REASONS[name] in str(policy.why_plain)
+    policy.fall_back_to_plain(str(policy.why_plain))
+    warned = [record for record in caplog.records if "plain path" in record.message]
+    assert len(warned) == 1  # said once
+    assert str(policy.why_plain) in warned[0].message
+    with torch.no_grad():
+        ours_N, theirs_N = policy.score(groups).token_logps_N, own_token_logps(policy.causal_lm, groups)
+    torch.testing.assert_close(ours_N, theirs_N.double(), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral_window", "gemma2"])
+def test_check_layout_passes_with_gradients(name: str) -> None:
+    found = check_layout(build_policy(name), probe_groups(61, num_responses=range(1, 9)), gradients=True)
+    assert found.passed
+    assert found.gap_logps < TOLERANCE
+    assert found.gap_gradient is not None
+    assert found.gap_gradient < TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_check_layout_in_low_precision(dtype: torch.dtype) -> None:
+    found = check_layout(build_policy("qwen2", dtype=dtype), probe_groups(61))
+    assert found.passed, found.reason
+
+
+def test_a_leak_between_siblings_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check must not be blind: responses that see each other are reported with their size."""
+    monkeypatch.setattr(attention, "_branches", lambda tree: torch.zeros(tree.length, dtype=torch.long))
+    monkeypatch.setattr(attention, "SHORT_TREE", 10**6)
+    found = check_layout(build_policy("llama", dtype=torch.float32), probe_groups(61))
+    assert not found.passed
+    assert "nats per token between the layouts" in str(found.reason)
+
+
+@pytest.mark.parametrize("layout", ["tree", "plain"])
+@pytest.mark.parametrize("name", ["llama", "granite"])
+def test_scores_are_sums_over_trained_tokens(name: str, layout: str) -> None:
+    """K varies between groups, one response is empty, one is partly trained: sums, counts and padding slots."""
+    policy = build_policy(name)
+    groups = [
+        TokenGroup(prompt_ids=(4, 5), responses=(TokenResponse(ids=()), TokenResponse(ids=(6, 7, 8)))),
+        TokenGroup(
+            prompt_ids=(9,),
+            responses=(TokenResponse(ids=(3, 4, 5, 6), is_trained=(True, False, False, True)),),
+        ),
+    ]
+    scores = policy(groups, layout=layout, statistics=("entropy",))
+    own_N = own_token_logps(policy.causal_lm, groups)
+    assert scores.is_valid_PK.tolist() == [[True, True], [True, False]]
+    assert scores.num_tokens_PK.tolist() == [[0, 3], [2, 0]]
+    expected = torch.stack([own_N[:0].sum(), own_N[:3].sum(), own_N[3] + own_N[6], own_N[:0].sum()])
+    torch.testing.assert_close(scores.logps_PK.flatten(), expected, rtol=0, atol=TOLERANCE)
+    assert scores.statistics["entropy"].shape == scores.token_logps_N.shape == (7,)
+
+
+@pytest.mark.parametrize("layout", ["tree", "plain"])
+def test_a_batch_of_empty_responses_scores_zero(layout: str) -> None:
+    """`on_empty = "keep"` lets such a batch through; it must give 0 and a gradient of 0, not a crash."""
+    policy = build_policy("llama")
+    scores = policy([TokenGroup(prompt_ids=(4, 5), responses=(TokenResponse(ids=()),))], layout=layout)
+    assert scores.logps_PK.tolist() == [[0.0]]
+    scores.logps_PK.sum().backward()
+    assert sum(float(p.grad.abs().sum()) for p in policy.parameters() if p.grad is not None) == 0.0
+
+
+def test_scoring_leaves_no_trace_in_the_model() -> None:
+    """After scoring, `generate` runs and the config still names the model's own attention."""
+    policy, ids = build_policy("llama", dtype=torch.float32), torch.tensor([[5, 6, 7]])
+    before = policy.causal_lm.generate(ids, max_new_tokens=4, do_sample=False)  # type: ignore[operator]
+    policy.score(ragged_groups((2, 3))).logps_PK.sum().backward()
+    assert policy.causal_lm.config._attn_implementation == "sdpa"
+    after = policy.causal_lm.generate(ids, max_new_tokens=4, do_sample=False)  # type: ignore[operator]
+    assert after.tolist() == before.tolist()
