@@ -17,7 +17,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 demo: setup
-	$(BIN)/accord demo --out $(OUT)
+	$(BIN)/accord demo --out $(OUT) --overwrite
 
 check: setup
 	$(BIN)/ruff format --check .

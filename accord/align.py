@@ -58,6 +58,7 @@ def align(
     groups: Sequence[Group] | None = None,
     eval_groups: Sequence[Group] | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     dry_run: bool = False,
     progress: Callable[[int, int, dict[str, float]], None] = lambda step, total, metrics: None,
     announce: Callable[[str], None] = lambda text: None,
@@ -66,8 +67,9 @@ def align(
     """Train a policy on judged responses and evaluate it on held-out ones.
 
     Settings are dotted keys, `align(model=DIR, data=FILE, out=DIR, **{"objective.beta": 0.1})`, or a ready `config`.
-    A loaded `policy` and `groups` in memory take the place of `model` and `data`. `dry_run` stops after the plan and
-    the data report. Raises AccordError's children; a run folder is made only once data and model are known good.
+    A loaded `policy` and `groups` in memory take the place of `model` and `data`. `overwrite` replaces an earlier run
+    in `out`; `dry_run` stops after the plan and the data report. Raises AccordError's children; a run folder is made
+    only once data and model are known good.
     """
     if config is None:
         config = build_config(_with_places(settings, policy, groups))
@@ -99,7 +101,7 @@ def align(
     announce(describe_plan(plan, policy))
     if dry_run:
         return AlignResult(policy=policy, summary={}, plan=plan, data_report=report.text, run=None)
-    run = _open_run(config, resume, accelerator, plan, report.facts, data_hash, start_hash)
+    run = _open_run(config, resume, overwrite, accelerator, plan, report.facts, data_hash, start_hash)
     try:
         return _run(config, loop, run, reference, report, plan, announce)
     except BaseException:
@@ -347,13 +349,13 @@ def _make_reference(config: AlignConfig, spec: ObjectiveSpec, policy: Policy, or
 
 
 def _open_run(
-    config: AlignConfig, resume: bool, accelerator: Accelerator, plan: dict[str, Any], facts: dict[str, Any],
-    data_hash: str, weights_hash: str,
+    config: AlignConfig, resume: bool, overwrite: bool, accelerator: Accelerator, plan: dict[str, Any],
+    facts: dict[str, Any], data_hash: str, weights_hash: str,
 ) -> RunFolder | None:  # fmt: skip
     if not accelerator.is_main_process:
         return None
     out = config.out or f"runs/{config.objective.name}-{Path(config.model.path).name}"
-    run = RunFolder.create(out, resume=resume)
+    run = RunFolder.create(out, resume=resume, overwrite=overwrite)
     now, earlier = dict(flatten(config.to_dict())), dict(flatten(run.read_config()))
     changed = [key for key in now if now[key] != earlier.get(key, now[key]) and not key.startswith(FREE_TO_CHANGE)]
     before = run.read_json("manifest")

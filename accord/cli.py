@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo = _add(commands, "demo", _demo, "align a small language model in a world with a known reward; no download")
     demo.add_argument("--out", default="runs/demo", help="folder for the results (default: runs/demo)")
+    demo.add_argument("--overwrite", action="store_true", help="replace the results of an earlier demo in --out")
     demo.add_argument("--seed", type=int, default=0)
 
     for name, help_text in (
@@ -85,16 +86,17 @@ def _add(commands: Any, name: str, run: Any, help_text: str) -> argparse.Argumen
 
 
 def _demo(parsed: argparse.Namespace) -> int:
-    from accord.lab.demo import print_summary, run_demo
-    from accord.terminal import ProgressBars, quiet_libraries
+    from accord.terminal import ProgressBars, print_demo, quiet_libraries
 
     quiet_libraries()
+    from accord.lab.demo import run_demo
+
     with ProgressBars() as bars:
-        summary = run_demo(parsed.out, seed=parsed.seed, bars=bars)
+        summary = run_demo(parsed.out, seed=parsed.seed, overwrite=parsed.overwrite, show=bars.show)
     if parsed.json:
         print(json.dumps(summary, indent=2))
     else:
-        print_summary(summary, parsed.out)
+        print_demo(summary, parsed.out)
     return 0
 
 
@@ -160,24 +162,19 @@ def _outcome(summary: dict[str, Any], folder: str) -> str:
 
 def _sample(parsed: argparse.Namespace) -> int:
     from accord.data import group_to_row, load_groups, write_groups
-    from accord.records import Group, Response
     from accord.terminal import quiet_libraries
 
     quiet_libraries()
     from accord.policy.load import load_policy
-    from accord.policy.sample import SamplingSettings, answer_prompts
 
-    settings = SamplingSettings(
-        num_responses=parsed.num_responses, max_tokens=parsed.max_tokens, temperature=parsed.temperature,
-        top_p=parsed.top_p, top_k=parsed.top_k, seed=parsed.seed,
-    )  # fmt: skip
     if parsed.prompts:
         prompts = load_groups(parsed.prompts).groups
     else:
-        placeholder = (Response(token_ids=()),)
-        lines = [line.strip() for line in sys.stdin if line.strip()]
-        prompts = [Group(prompt=line, responses=placeholder, origin=f"line {n}") for n, line in enumerate(lines, 1)]
-    answered = answer_prompts(load_policy(parsed.model), prompts, settings, chat_template=parsed.chat)
+        prompts = [line.strip() for line in sys.stdin if line.strip()]
+    answered = load_policy(parsed.model).sample(
+        prompts, num_responses=parsed.num_responses, max_tokens=parsed.max_tokens, temperature=parsed.temperature,
+        top_p=parsed.top_p, top_k=parsed.top_k, seed=parsed.seed, chat_template=parsed.chat,
+    )  # fmt: skip
     if parsed.out:
         write_groups(parsed.out, answered)
     elif parsed.json:

@@ -123,3 +123,27 @@ def print_method(row: dict[str, Any]) -> None:
     documented = spec.fn.func if isinstance(spec.fn, partial) else spec.fn
     results.print(f"[bold]{row['name']}[/] — {row['family']}, {row['level']} level. {escape(row['paper'])}\n")
     results.print(escape(inspect.getdoc(documented) or ""), highlight=False)
+
+
+def print_demo(summary: dict[str, Any], folder: str) -> None:
+    """Print what the demo measured: a table, and answers before and after."""
+    table = Table(title="On requests nobody judged", title_justify="left")
+    for name in ("", "before", "after"):
+        table.add_column(name, justify="left" if not name else "right")
+    for row in summary["table"]:
+        cells = [
+            f"{row[moment]:.0%}" if row["unit"] == "share" else f"{row[moment]:.2f}" for moment in ("before", "after")
+        ]
+        table.add_row(row["name"], *cells)
+    results.print(table)
+    low, high = summary["gold_gain_ci95"]
+    results.print(f"gold reward gained     {summary['gold_gain']:+.2f}  (95 % interval {low:+.2f} to {high:+.2f})")
+    low, high = summary["win_rate_ci95"]
+    results.print(f"win rate over the base {summary['win_rate']:.0%}  ({low:.0%} to {high:.0%})")
+    results.print(f"KL from the base       {summary['kl']:.2f} nats per answer")
+    for sample in summary["samples"]:
+        results.print(f"\n[bold]{escape(sample['prompt'])}[/]", highlight=False)
+        for moment in ("before", "after"):
+            results.print(f"  {moment:<7}{sample[f'gold_{moment}']:>6.2f}  {escape(sample[moment])}", highlight=False)
+    where = f"The report is {folder}/report.html, the aligned model {folder}/model."
+    results.print(f"\n{summary['seconds']:.0f} s. {where}", highlight=False)

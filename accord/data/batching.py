@@ -40,32 +40,29 @@ def micro_batches(groups: Sequence[TokenGroup], max_tokens: int, *, layout: str)
     In the tree layout a group costs its tokens; in the plain one rows are padded to the longest, so neighbours in
     length go together.
     """
-    cost = _packed_tokens if layout == "tree" else _padded_tokens
+    is_tree = layout == "tree"
     order = list(range(len(groups)))
-    if layout != "tree":
+    if not is_tree:
         order.sort(key=lambda index: (_row_tokens(groups[index]), index))
     parts: list[list[int]] = []
+    size = 0  # of the last part: tokens in the tree layout, rows in the plain one
     for index in order:
-        if parts and cost([groups[i] for i in (*parts[-1], index)]) <= max_tokens:
+        group = groups[index]
+        own, width = (group.num_tokens, 1) if is_tree else (len(group.responses), _row_tokens(group))
+        if parts and (size + own) * width <= max_tokens:  # rows come by length: the newest is the longest
             parts[-1].append(index)
+            size += own
         else:
             parts.append([index])
+            size = own
     return parts
-
-
-def _packed_tokens(groups: Sequence[TokenGroup]) -> int:
-    return sum(group.num_tokens for group in groups)
 
 
 def _row_tokens(group: TokenGroup) -> int:
     return len(group.prompt_ids) + max(len(response.ids) for response in group.responses)
 
 
-def _padded_tokens(groups: Sequence[TokenGroup]) -> int:
-    return sum(len(group.responses) for group in groups) * max(_row_tokens(group) for group in groups)
-
-
 def chunked(groups: Sequence[TokenGroup], max_tokens: int, *, layout: str) -> Iterator[list[TokenGroup]]:
-    """Yield groups in micro-batches, longest last: the order for passes without a gradient."""
+    """Yield groups in micro-batches: for passes without a gradient, whose order matters to nobody."""
     for part in micro_batches(groups, max_tokens, layout=layout):
         yield [groups[index] for index in part]

@@ -130,8 +130,9 @@ def _load_adapters(model: nn.Module, source: str) -> nn.Module:
 
     try:
         with _without_peft_notice():
+            warnings.filterwarnings("error", message="Found missing adapter keys")  # peft goes on with fresh ones
             return PeftModel.from_pretrained(cast(PreTrainedModel, model), source, is_trainable=True)
-    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError, UserWarning) as error:
         raise PolicyError(
             f"the adapters in {source} could not be loaded: {_first_line(error)} — "
             "expected adapter_config.json and adapter_model.safetensors made for the base model it names"

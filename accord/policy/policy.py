@@ -21,6 +21,7 @@ from accord.errors import PolicyError
 from accord.policy.attention import TREE_ATTENTION, attention_configs, attention_set_to, supports_interface
 from accord.policy.head import Statistic, linear_logps, logps_of_logits
 from accord.policy.layout import Batch, lay_out_plain, lay_out_tree
+from accord.records import Group, Response, Text
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +131,35 @@ class Policy(nn.Module):
     def score(self, groups: Sequence[TokenGroup], *, statistics: Sequence[Statistic] = ()) -> Scores:
         """Score the responses of groups: log π(y|x) in nats, by the tree layout where the model allows it."""
         return self(groups, statistics=statistics)
+
+    def sample(
+        self,
+        prompts: Sequence[Text | Group],
+        *,
+        num_responses: int = 1,
+        max_tokens: int = 128,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        chat_template: str = "auto",
+    ) -> list[Group]:
+        """Answer prompts (text, turns, or groups whose responses are left out) with K sampled responses each.
+
+        Temperature 0 is greedy. Responses carry text, token ids, finish reason and the log-probabilities, nats, of the
+        distribution they were drawn from. Raises PolicyError for settings out of range; see `policy.sample`.
+        """
+        from accord.policy.sample import SamplingSettings, answer_prompts
+
+        asked = [
+            prompt if isinstance(prompt, Group) else Group(prompt=prompt, responses=(Response(token_ids=()),))
+            for prompt in prompts
+        ]
+        settings = SamplingSettings(
+            num_responses=num_responses, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
+            seed=seed,
+        )  # fmt: skip
+        return answer_prompts(self, asked, settings, chat_template=chat_template)
 
     def forward(
         self, groups: Sequence[TokenGroup], *, statistics: Sequence[Statistic] = (), layout: str | None = None

@@ -32,7 +32,7 @@ class LogpCache:
         self._values: dict[bytes, float] = {}
         if self.path is not None and self.path.is_file():
             try:
-                with np.load(self.path) as stored:
+                with self.path.open("rb") as stream, np.load(stream) as stored:
                     digests, logps = stored["digests"], stored["logps"]
             except (OSError, ValueError, KeyError, EOFError, BadZipFile):
                 return  # a truncated file holds nothing; it is computed again
