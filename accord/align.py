@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from accelerate.utils import gather_object
 
 from accord.config import AlignConfig, build_config, flatten
 from accord.data import EncodedData, data_report, encode_groups, load_groups
+from accord.data.split import split_held_out
 from accord.data.tokens import TokenGroup
-from accord.errors import ConfigError, DataError, PolicyError
+from accord.errors import ConfigError, DataError, PolicyError, StoreError
 from accord.evaluation.report import write_report
 from accord.held_out import Evaluation
 from accord.objectives import OBJECTIVES, Need, ObjectiveSpec
@@ -76,23 +76,25 @@ def align(
     elif settings:
         raise ConfigError(f"got a config and also {', '.join(settings)} — give one or the other")
     spec = OBJECTIVES[config.objective.name]
-    accelerator = Accelerator(cpu=config.model.device == "cpu")
+    accelerator = Accelerator(cpu=config.model.device == "cpu", mixed_precision="no")  # model.precision says which
     data, data_hash, loaded_text = _load(config, groups, eval_groups)
-    check_needs(config.objective.name, spec, data.train)
+    for part in (data.train, data.held_out):
+        if part is not None:
+            check_needs(config.objective.name, spec, part)
     was_given = policy is not None
     policy = policy or _load_policy(config, accelerator)
     train, held_out, report = _encode(config, data, policy, loaded_text)
     _choose_layout(policy, train)
     start_hash = hash_weights(policy, base_only=policy.has_adapters)
     origin = _Origin(policy, config, start_hash, keep=was_given or Need.MISMATCHED_KL in spec.needs)
-    reference = _make_reference(config, spec, policy, origin)
+    reference = _make_reference(config, spec, policy, origin, train)
     loop = Loop(
         policy=policy, groups=train, eval_groups=held_out, spec=spec, objective_settings=config.objective.settings,
         reference=reference, settings=config.train, evaluation=config.evaluate, accelerator=accelerator,
-        progress=progress, starts_at_reference=config.reference.path == "auto",
+        progress=progress, starts_at_reference=config.reference.path == "auto" and _adapters_are_new(policy),
     )  # fmt: skip
     origin.is_untouched = lambda: loop.state.step == 0
-    to_reference = len(reference.missing([*train, *held_out])) if reference is not None else 0
+    to_reference = len(reference.missing([*train, *held_out])) if reference is not None and spec.reference else 0
     plan = make_plan(
         policy, train, held_out,
         num_steps=loop.num_steps, batch_size=config.train.batch_size, num_to_reference=to_reference,
@@ -106,8 +108,12 @@ def align(
         return _run(config, loop, run, reference, report, plan, announce)
     except BaseException:
         if run is not None:
-            run.finish("stopped")
+            with suppress(StoreError):  # on a full disk, the first error is the one to show
+                run.finish("stopped")
         raise
+    finally:
+        if loop.tracker is not None:
+            loop.tracker.close()
 
 
 def _run(
@@ -121,7 +127,7 @@ def _run(
         loop.tracker = open_tracker(
             run, wandb_project=config.tracking.wandb_project, config=config.to_dict(), resumed_step=resumed_step
         )
-    if reference is not None:
+    if reference is not None and loop.spec.reference:
         rank, world = loop.accelerator.process_index, loop.accelerator.num_processes
         reference.fill(
             [*loop.groups, *loop.eval_groups],
@@ -131,7 +137,7 @@ def _run(
         )
         announce(f"reference {reference.key}: {reference.num_computed} groups scored, {reference.num_reused} reused")
     result = loop.train()
-    summary = {
+    summary: dict[str, Any] = {
         "objective": config.objective.name,
         "steps": result.state.step,
         "seconds": round(time.perf_counter() - started, 2),
@@ -141,17 +147,18 @@ def _run(
         "eval_before": result.first.metrics if result.first else None,
         "eval_after": result.last.metrics if result.last else None,
         "best_step": result.state.best_step,
-        "samples": _join_samples(result.first, result.last),
+        "samples": _join_samples(result.first.samples if result.first else [], result.last),
     }
     if run is not None:
+        if resumed_step is not None:
+            summary |= _told_before(run, result.last)
         run.write_summary(summary)
         if not result.was_stopped:
             with run.new_model() as folder:
                 loop.policy.save(folder)
         run.finish("stopped" if result.was_stopped else "finished")
-        if loop.tracker is not None:
-            loop.tracker.close()
-        write_report(run)
+        if config.tracking.report:
+            write_report(run)
     loop.accelerator.wait_for_everyone()
     return AlignResult(
         policy=loop.policy, summary=summary, plan=plan, data_report=report.text, run=run, was_stopped=result.was_stopped
@@ -233,10 +240,12 @@ def _encode(
     if data.held_out is not None:
         held_out = list(_encode_part(config, data.held_out, policy).groups)
     else:
-        num_held_out = round(config.data.eval_fraction * len(train))
-        chosen = set(random.Random(f"held-out/{config.train.seed}").sample(range(len(train)), num_held_out))
-        held_out = [group for place, group in enumerate(train) if place in chosen]
-        train = [group for place, group in enumerate(train) if place not in chosen]
+        train, held_out = split_held_out(train, config.data.eval_fraction, seed=config.train.seed)
+    if not held_out and config.evaluate.every is not None:
+        raise ConfigError(
+            f"evaluate.every={config.evaluate.every} is set, but no group is held out of {len(data.train)} — "
+            "give data.eval_path or a larger data.eval_fraction"
+        )
     if not train:
         raise DataError(
             f"no group is left to train on of {len(data.train)} read — look at the data report:\n{report.to_text()}"
@@ -319,7 +328,14 @@ class _Origin:
         return policy
 
 
-def _make_reference(config: AlignConfig, spec: ObjectiveSpec, policy: Policy, origin: _Origin) -> Reference | None:
+def _adapters_are_new(policy: Policy) -> bool:
+    """Whether the policy, if it has adapters, still equals the base under them: LoRA starts with B = 0."""
+    return not any("lora_B" in name and bool(parameter.any()) for name, parameter in policy.named_parameters())
+
+
+def _make_reference(
+    config: AlignConfig, spec: ObjectiveSpec, policy: Policy, origin: _Origin, groups: Sequence[TokenGroup]
+) -> Reference | None:
     """Return the reference of a run: needed by the objective, or asked for by the KL of the evaluation."""
     settings = config.reference
     if not spec.reference and not config.evaluate.num_samples:
@@ -327,11 +343,15 @@ def _make_reference(config: AlignConfig, spec: ObjectiveSpec, policy: Policy, or
     vocabulary = policy.causal_lm.config.get_text_config().vocab_size
     scorer, weights = origin, origin.weights_hash
     if settings.path != "auto":
-        other = load_policy(settings.path, precision=config.model.precision, device=policy.device)
+        other = load_policy(
+            settings.path, precision=config.model.precision, device=policy.device,
+            trust_remote_code=config.model.trust_remote_code,
+        )  # fmt: skip
         if other.causal_lm.config.get_text_config().vocab_size != vocabulary:
             raise PolicyError(
                 f"got the reference {settings.path} with another vocabulary than the policy's {vocabulary}"
             )
+        _choose_layout(other, groups)
         other.requires_grad_(False)
         scorer, weights = (lambda: opened(other)), hash_weights(other)
     folder = None
@@ -389,8 +409,16 @@ def _restore(loop: Loop, run: RunFolder | None, announce: Callable[[str], None])
     return loop.state.step
 
 
-def _join_samples(first: Evaluation | None, last: Evaluation | None) -> list[dict[str, Any]]:
-    before = {sample["index"]: sample for sample in (first.samples if first else [])}
+def _told_before(run: RunFolder, last: Evaluation | None) -> dict[str, Any]:
+    """Return what a resumed run's summary takes from its evaluation before the first step, from the run's own files."""
+    lines = [line for line in run.read_metrics() if line["step"] == 0]
+    metrics = {key.removeprefix("eval/"): value for line in lines for key, value in line.items() if key != "step"}
+    samples = [sample for sample in run.read_rows("samples").to_pylist() if sample["step"] == 0]
+    return {"eval_before": metrics or None, "samples": _join_samples(samples, last)}
+
+
+def _join_samples(first: Sequence[dict[str, Any]], last: Evaluation | None) -> list[dict[str, Any]]:
+    before = {sample["index"]: sample for sample in first}
     return [
         {"prompt": sample["prompt"], "before": before[sample["index"]]["response"], "after": sample["response"]}
         for sample in (last.samples if last else [])

@@ -102,7 +102,8 @@ def _demo(parsed: argparse.Namespace) -> int:
 
 def _align(parsed: argparse.Namespace) -> int:
     from accord.config import build_config
-    from accord.terminal import ProgressBars, announce, quiet_libraries
+    from accord.durable import dump_json
+    from accord.terminal import ProgressBars, announce, is_first_process, quiet_libraries
 
     config = build_config(_settings(parsed))
     quiet_libraries()
@@ -112,31 +113,30 @@ def _align(parsed: argparse.Namespace) -> int:
         result = align(
             config, resume=parsed.resume, dry_run=parsed.dry_run, progress=bars.training(), announce=announce
         )  # fmt: skip
-    if parsed.json:
-        print(json.dumps({"plan": result.plan, "summary": result.summary}, indent=2))
+    if parsed.json and is_first_process():
+        print(dump_json({"plan": result.plan, "summary": result.summary}, indent=2))
     elif result.run is not None:
         announce(_outcome(result.summary, str(result.run.path)))
     if result.was_stopped:
-        print(
-            f"accord: stopped by a signal after step {result.summary['steps']}; the same command with --resume goes on",
-            file=sys.stderr,
-        )
+        announce(f"stopped by a signal after step {result.summary['steps']}; the same command with --resume goes on")
         return STOPPED
     return 0
 
 
 def _settings(parsed: argparse.Namespace) -> dict[str, Any]:
-    """Join recipe, key=value and flags; later ones win, flags last."""
-    from accord.config import flatten, parse_assignment, read_recipe
+    """Join recipes in their order, then key=value, then flags; later ones win."""
+    from accord.config import SHORT, flatten, parse_assignment, read_recipe
 
-    settings: dict[str, Any] = {"objective": parsed.objective} if parsed.objective else {}
-    for text in parsed.settings:
-        given = dict([parse_assignment(text)]) if "=" in text else dict(flatten(read_recipe(text)))
-        for key, value in given.items():
-            if key in ("objective", "objective.name"):  # another objective drops the settings of the one before
-                settings = {k: v for k, v in settings.items() if not k.startswith("objective")}
-            settings[key] = value
-    settings |= {key: value for key in ("model", "data", "out") if (value := getattr(parsed, key)) is not None}
+    recipes = [dict(flatten(read_recipe(text))) for text in parsed.settings if "=" not in text]
+    assigned = dict(parse_assignment(text) for text in parsed.settings if "=" in text)
+    flags = {key: value for key in ("model", "data", "out") if (value := getattr(parsed, key)) is not None}
+    settings: dict[str, Any] = {"objective.name": parsed.objective} if parsed.objective else {}
+    for layer in (*recipes, assigned, flags):
+        given = {SHORT.get(key, key): value for key, value in layer.items()}
+        if given.get("objective.name", settings.get("objective.name")) != settings.get("objective.name"):
+            # another objective drops the settings of the one before
+            settings = {key: value for key, value in settings.items() if not key.startswith("objective.")}
+        settings |= given
     return settings
 
 

@@ -128,6 +128,7 @@ class EvaluateConfig(Section):
 class TrackingConfig(Section):
     """Where numbers go besides the run folder and TensorBoard."""
 
+    report: bool = Field(default=True, description="write report.html at the end; `accord report` does it later, too")
     wandb_project: str | None = None
 
 
@@ -145,9 +146,24 @@ class AlignConfig(Section):
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
-    def _early_stop_needs_evaluation(self) -> AlignConfig:
-        if self.evaluate.patience is not None and self.evaluate.every is None:
-            raise ValueError("evaluate.patience is set but evaluate.every is not: there is nothing to be patient about")
+    def _refuse_settings_without_effect(self) -> AlignConfig:
+        model, data = self.model, self.data
+        for is_idle, why in (
+            (
+                self.evaluate.patience is not None and self.evaluate.every is None,
+                "evaluate.patience is set but evaluate.every is not: there is nothing to be patient about",
+            ),
+            (
+                not model.lora_rank and (model.lora_alpha is not None or model.lora_targets != "all-linear"),
+                "model.lora_alpha or model.lora_targets is set but model.lora_rank is not: no adapters are trained",
+            ),
+            (
+                data.eval_path is not None and data.eval_fraction != DataConfig.model_fields["eval_fraction"].default,
+                "data.eval_path and data.eval_fraction are both set: only one of them can say what is held out",
+            ),
+        ):
+            if is_idle:
+                raise ValueError(why)
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -173,6 +189,8 @@ def build_config(settings: Mapping[str, Any]) -> AlignConfig:
         *parents, leaf = SHORT.get(key, key).split(".")
         for parent in parents:
             target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"got {key} and also {parent}={target!r} — expected one of them")
         target[leaf] = value
     try:
         config = AlignConfig.model_validate(nested)
@@ -252,8 +270,8 @@ def _explain(error: ValidationError) -> str:
 
 def _unknown(key: str, valid: list[str]) -> str:
     leaves = {candidate.rsplit(".", 1)[-1]: candidate for candidate in valid}
-    near = difflib.get_close_matches(key.rsplit(".", 1)[-1], leaves, n=1, cutoff=0.6)
-    near = [leaves[name] for name in near] or difflib.get_close_matches(key, valid, n=1, cutoff=0.85)
+    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.85)  # first, for a leaf such as `path` is not the only
+    near = near or [leaves[n] for n in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaves, n=1, cutoff=0.6)]
     hint = f"did you mean {near[0]}?" if near else f"valid ones are {', '.join(sorted(valid))}"
     return f"got the unknown setting {key} — {hint}"
 

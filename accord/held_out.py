@@ -13,7 +13,7 @@ from accord.data.batching import chunked
 from accord.data.tokens import TokenGroup, TokenResponse
 from accord.evaluation.intervals import mean_interval, wilson
 from accord.metrics import Sums, add_up, example_rows, means, measure
-from accord.objectives import ObjectiveSpec
+from accord.objectives import Need, ObjectiveSpec
 from accord.policy.head import Statistic
 from accord.policy.judgements import to_scored_groups
 from accord.policy.policy import Policy
@@ -62,7 +62,7 @@ def evaluate(
     kl_baseline = _no_baseline(spec)
     for part in list(chunked(groups, max_batch_tokens, layout=policy.layout))[rank::world]:
         scores = policy.score(part, statistics=INDICATORS)
-        reference_PK = reference.logps(part, scores.logps_PK) if reference is not None else None
+        reference_PK = reference.logps(part, scores.logps_PK) if reference is not None and spec.reference else None
         scored = to_scored_groups(part, scores, reference_PK, kl_baseline)
         result = spec.fn(scored, **objective_settings)
         parts.append(measure(scored, result, scores))
@@ -72,7 +72,9 @@ def evaluate(
     samples: list[dict[str, Any]] = []
     if settings.num_samples:
         chosen = groups[: settings.num_samples]
-        samples = gather(_answer(policy, chosen[rank::world], reference, settings, seed))
+        places = range(len(chosen))[rank::world]
+        samples = gather(_answer(policy, [chosen[place] for place in places], places, reference, settings, seed))
+        samples.sort(key=lambda sample: sample["index"])
         if reference is not None and len(samples) > 1:
             kl = mean_interval([sample["log_ratio"] for sample in samples])
             metrics |= kl.as_dict("kl")
@@ -82,7 +84,7 @@ def evaluate(
 
 def _no_baseline(spec: ObjectiveSpec) -> torch.Tensor | None:
     # z0 belongs to an optimisation batch; held-out losses take it at the start of training, where it is 0
-    return torch.zeros(()) if any(need.value == "mismatched_kl" for need in spec.needs) else None
+    return torch.zeros(()) if Need.MISMATCHED_KL in spec.needs else None
 
 
 def _intervals(sums: Sums, rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -98,14 +100,16 @@ def _intervals(sums: Sums, rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _answer(
-    policy: Policy, groups: Sequence[TokenGroup], reference: Reference | None, settings: EvaluateConfig, seed: int
-) -> list[dict[str, Any]]:
+    policy: Policy, groups: Sequence[TokenGroup], places: Sequence[int], reference: Reference | None,
+    settings: EvaluateConfig, seed: int,
+) -> list[dict[str, Any]]:  # fmt: skip
     if not groups:
         return []
     drawn = sample_responses(
         policy,
         [group.prompt_ids for group in groups],
         SamplingSettings(max_tokens=settings.sample_tokens, seed=seed),
+        streams=places,
     )
     answered = [
         TokenGroup(prompt_ids=group.prompt_ids, responses=(TokenResponse(ids=response.token_ids or ()),))
@@ -114,7 +118,7 @@ def _answer(
     scores = policy.score(answered)
     log_ratios: list[float | None] = [None] * len(answered)
     if reference is not None:
-        reference_PK = reference.logps(answered, scores.logps_PK)
+        reference_PK = reference.logps(answered, scores.logps_PK, keep=False)
         log_ratios = (scores.logps_PK - reference_PK)[:, 0].double().tolist()
     return [
         {

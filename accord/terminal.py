@@ -20,9 +20,14 @@ errors = Console(stderr=True)  # standard output is for results
 results = Console()
 
 
+def is_first_process() -> bool:
+    """Whether this is the one of several processes that speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def announce(text: str) -> None:
     """Tell the person at the terminal something about the run, on stderr; only the first of several processes does."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         errors.print(escape(text), highlight=False, soft_wrap=True)
 
 
@@ -50,7 +55,7 @@ class ProgressBars:
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}"),
             console=errors,
-            disable=os.environ.get("RANK", "0") != "0",
+            disable=not is_first_process(),
         )
         self._tasks: dict[str, TaskID] = {}
 

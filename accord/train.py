@@ -14,9 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -39,6 +39,7 @@ from accord.store import RunFolder
 from accord.tracking import Tracker
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass
@@ -51,6 +52,8 @@ class LoopState:
     best_loss: float = math.inf
     best_step: int = -1
     num_worse: int = 0  # evaluations since the best one
+    evaluated_step: int = -1  # of the last evaluation that was recorded
+    pending: Sums = field(default_factory=dict)  # of the steps since the last report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +104,7 @@ class Loop:
         planned = max(1, round(self.settings.epochs * per_epoch))
         self.num_steps = min(planned, self.settings.max_steps or planned)
         self._steps_per_epoch = per_epoch
+        self._epoch: tuple[int, list[list[int]]] = (-1, [])
 
     # -- running -----------------------------------------------------------------------------------------------------
 
@@ -116,32 +120,33 @@ class Loop:
 
     def _run(self) -> LoopResult:
         first = last = self._evaluate() if self.evaluation.at_start and self.state.step == 0 else None
-        pending: list[Sums] = []
-        while self.state.step < self.num_steps:
+        grad_norm = seconds = 0.0
+        while self.state.step < self.num_steps and not self._is_out_of_patience():
             started = time.perf_counter()
-            step_sums, grad_norm = self._step()
-            pending.append(step_sums)
-            if self.state.step % self.settings.log_every == 0 or self.state.step == self.num_steps:
-                self._log(add_up(pending), grad_norm, time.perf_counter() - started)
-                pending = []
-            every = self.evaluation.every
-            if every is not None and self.state.step % every == 0 and self.state.step < self.num_steps:
+            sums, grad_norm = self._step()
+            seconds = time.perf_counter() - started
+            self.state.pending = add_up((self.state.pending, sums))
+            if self.state.step % self.settings.log_every == 0:
+                self._log(grad_norm, seconds)
+            if self._is_due(self.evaluation.every):
                 last = self._evaluate()
-                if self._is_out_of_patience():
-                    log.info(
-                        "stopped early at step %d: no lower loss in %d evaluations",
-                        self.state.step,
-                        self.state.num_worse,
-                    )
-                    break
             if self._is_stopped():
                 self.save_checkpoint()
                 return LoopResult(state=self.state, was_stopped=True, first=first, last=last)
-            if self.settings.checkpoint_every and self.state.step % self.settings.checkpoint_every == 0:
+            if self._is_due(self.settings.checkpoint_every):
                 self.save_checkpoint()
-        last = self._evaluate()
+        if self.state.pending:
+            self._log(grad_norm, seconds)
+        if self._is_out_of_patience():
+            log.info("stopped early: no lower held-out loss in %d evaluations", self.state.num_worse)
+        if last is None or self.state.evaluated_step != self.state.step:
+            last = self._evaluate()
         self.save_checkpoint()
         return LoopResult(state=self.state, was_stopped=False, first=first, last=last)
+
+    def _is_due(self, every: int | None) -> bool:
+        # the last step has an evaluation and a checkpoint of its own, in that order
+        return every is not None and self.state.step % every == 0 and self.state.step < self.num_steps
 
     # -- one step ----------------------------------------------------------------------------------------------------
 
@@ -149,17 +154,19 @@ class Loop:
         """Return the groups of an optimiser step; a function of the step, the seed and the data alone."""
         epoch, place = divmod(step, self._steps_per_epoch)
         settings = self.settings
-        batches = epoch_batches(
-            self.groups, settings.batch_size, window=settings.length_window, seed=settings.seed, epoch=epoch
-        )
-        return [self.groups[index] for index in batches[place]]
+        if self._epoch[0] != epoch:
+            batches = epoch_batches(
+                self.groups, settings.batch_size, window=settings.length_window, seed=settings.seed, epoch=epoch
+            )
+            self._epoch = (epoch, batches)
+        return [self.groups[index] for index in self._epoch[1][place]]
 
     def _step(self) -> tuple[Sums, float]:
         batch = self.batch_at(self.state.step)
-        sums, rows = self._with_memory_to_spare(batch)
-        self._check_start(rows)
+        sums, rows = self._with_memory_to_spare(lambda: self._accumulate(batch), batch)
+        self._check_start(sums, rows)
         grad_norm = self._finish_gradients(sums, batch, rows)
-        if sums["loss"][1]:
+        if "loss" in sums:  # else no group of the batch has a judgement that the objective reads
             for group in self._optimizer.param_groups:
                 group["lr"] = self.settings.lr * schedule_factor(self.state.step, self.num_steps, self.settings)
             self._optimizer.step()
@@ -172,15 +179,15 @@ class Loop:
                 self._flush_rows()
         return sums, grad_norm
 
-    def _with_memory_to_spare(self, batch: list[TokenGroup]) -> tuple[Sums, list[dict[str, Any]]]:
-        """Accumulate a batch's gradients; when memory runs out, halve the token budget, say so and start it over."""
+    def _with_memory_to_spare(self, work: Callable[[], T], groups: Sequence[TokenGroup]) -> T:
+        """Do some work on groups; when memory runs out, halve the token budget, say so and start it over."""
         while True:
             try:
-                return self._accumulate(batch)
+                return work()
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                largest = max(group.num_tokens for group in batch)
+                largest = max(group.num_tokens for group in groups)
                 if self.state.max_batch_tokens <= largest or self.accelerator.num_processes > 1:
                     raise TrainingError(
                         f"out of memory with {self.state.max_batch_tokens} tokens per forward pass, at step "
@@ -188,14 +195,17 @@ class Loop:
                         "or data.max_tokens, model.gradient_checkpointing=true or model.lora_rank"
                     ) from error
             self._optimizer.zero_grad(set_to_none=True)
-            self.state.max_batch_tokens //= 2
+            # a budget beyond all there is would be halved without effect
+            self.state.max_batch_tokens = min(self.state.max_batch_tokens, sum(g.num_tokens for g in groups)) // 2
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             log.warning("out of memory: the token budget is now %d per forward pass", self.state.max_batch_tokens)
 
     def _accumulate(self, batch: list[TokenGroup]) -> tuple[Sums, list[dict[str, Any]]]:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        budget = min(self.state.max_batch_tokens, math.ceil(sum(group.num_tokens for group in batch) / world))
+        budget = self.state.max_batch_tokens
+        if world > 1:  # work for every process
+            budget = min(budget, math.ceil(sum(group.num_tokens for group in batch) / world))
         parts = micro_batches(batch, budget, layout=self.policy.layout)
         mine = parts[rank::world]
         baseline = self._mismatched_kl(batch)
@@ -218,7 +228,7 @@ class Loop:
         self, part: list[TokenGroup], baseline: Tensor | None, sums: list[Sums], rows: list[dict[str, Any]]
     ) -> Tensor:
         scores = self._module(part, statistics=INDICATORS if self.settings.statistics else ())
-        reference_PK = self.reference.logps(part, scores.logps_PK) if self.reference is not None else None
+        reference_PK = self.reference.logps(part, scores.logps_PK) if self.reference and self.spec.reference else None
         scored = to_scored_groups(part, scores, reference_PK, baseline)
         result = self.spec.fn(scored, **self.objective_settings)
         metrics = measure(scored, result, scores)
@@ -240,7 +250,7 @@ class Loop:
         for part in micro_batches(pairs, self.state.max_batch_tokens, layout=self.policy.layout)[rank::world]:
             groups = [pairs[index] for index in part]
             logps_PK = self.policy.score(groups).logps_PK
-            log_ratio_PK = logps_PK - self.reference.logps(groups, logps_PK)
+            log_ratio_PK = logps_PK - self.reference.logps(groups, logps_PK, keep=False)
             sums.append((float(log_ratio_PK.double().sum()), len(groups)))
         joined = gather_object(sums)
         mean = sum(value for value, _ in joined) / max(1, sum(count for _, count in joined))
@@ -248,7 +258,7 @@ class Loop:
 
     def _finish_gradients(self, sums: Sums, batch: list[TokenGroup], rows: list[dict[str, Any]]) -> float:
         """Divide by the global count and clip, in one pass over the gradients; return the norm before clipping."""
-        total, count = sums["loss"]
+        total, count = sums.get("loss", (0.0, 0.0))
         grads = [p.grad for p in self._trained if p.grad is not None]
         if not count or not grads:
             return 0.0
@@ -277,15 +287,18 @@ class Loop:
             path = self.run.write_bad_batch(self.state.step, {"what": what, "groups": texts, "rows": rows})
             where = f" The batch is in {path}."
         self._flush_rows()
-        self.save_checkpoint()
+        kept = ""
+        if all(bool(parameter.isfinite().all()) for parameter in self._trained):
+            self.save_checkpoint()
+            kept = " The weights before it are in the last checkpoint."
         raise TrainingError(
-            f"step {self.state.step} gave a non-finite number ({what}); the weights before it are in the last "
-            f"checkpoint.{where} Look at those rows, lower train.lr, or raise the precision"
+            f"step {self.state.step + 1} gave a non-finite number ({what}).{kept}{where} "
+            "Look at those rows, lower train.lr, or raise the precision"
         )
 
-    def _check_start(self, rows: list[dict[str, Any]]) -> None:
+    def _check_start(self, sums: Sums, rows: list[dict[str, Any]]) -> None:
         """At the first step, where policy = reference: every log-ratio 0, the loss its known value; else stop."""
-        if self.state.step != 0 or not self.starts_at_reference or self.reference is None:
+        if self.state.step != 0 or not self.starts_at_reference or not self.spec.reference:
             return
         is_low = self.policy.autocast is not None or next(self.policy.parameters()).dtype != torch.float32
         tolerance = 5e-2 if is_low else 1e-3  # nats per token
@@ -297,17 +310,25 @@ class Loop:
                         f"{row['origin'] or row['index']} has log π = {ours:.4f} and log π_ref = {theirs:.4f} — the "
                         "reference is of other weights or was scored under other options; set reference.cache=null"
                     )
+        expected = self.spec.initial_loss(**self.objective_settings) if self.spec.initial_loss is not None else None
+        loss, count = sums.get("loss", (0.0, 0.0))
+        if expected is not None and count and abs(loss / count - expected) > 20 * tolerance * max(1.0, abs(expected)):
+            raise TrainingError(
+                f"where policy = reference the loss of this objective is {expected:.4f}, but the first batch gave "
+                f"{loss / count:.4f} — this is a fault of Accord or of the model's code; please report it"
+            )
 
     # -- recording ---------------------------------------------------------------------------------------------------
 
-    def _log(self, sums: Sums, grad_norm: float, seconds: float) -> None:
-        metrics = means(sums) | {
+    def _log(self, grad_norm: float, seconds: float) -> None:
+        metrics = means(self.state.pending) | {
             "epoch": self.state.step / self._steps_per_epoch,
             "lr": self._optimizer.param_groups[0]["lr"],
             "grad_norm": grad_norm,
             "time/step_seconds": seconds,
             "tokens_per_second": sum(g.num_tokens for g in self.batch_at(self.state.step - 1)) / seconds,
         }
+        self.state.pending = {}
         self._track(metrics)
         self.progress(self.state.step, self.num_steps, metrics)
 
@@ -318,20 +339,39 @@ class Loop:
     def _evaluate(self) -> Evaluation | None:
         if not self.eval_groups:
             return None
-        found = evaluate(
+        found = self._with_memory_to_spare(self._evaluate_now, self.eval_groups)
+        if self.state.evaluated_step != self.state.step:  # else it was recorded before an interruption
+            self.state.evaluated_step = self.state.step
+            self._record(found)
+        return found
+
+    def _evaluate_now(self) -> Evaluation:
+        return evaluate(
             self.policy, self.eval_groups, spec=self.spec, objective_settings=self.objective_settings,
             reference=self.reference, settings=self.evaluation, max_batch_tokens=self.state.max_batch_tokens,
             step=self.state.step, seed=self.settings.seed,
             share=(self.accelerator.process_index, self.accelerator.num_processes), gather=gather_object,
         )  # fmt: skip
+
+    def _record(self, found: Evaluation) -> None:
         self._track({f"eval/{name}": value for name, value in found.metrics.items()})
         if self.run is not None and self.settings.write_rows:
             self.run.write_rows("eval", self.state.step, found.rows)
-        if found.metrics["loss"] < self.state.best_loss:
-            self.state.best_loss, self.state.best_step, self.state.num_worse = found.metrics["loss"], self.state.step, 0
+            self.run.write_rows("samples", self.state.step, found.samples)
+        loss = found.metrics.get("loss")
+        if loss is None:  # no held-out group has a judgement that the objective reads
+            return
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the held-out loss is {loss} after step {self.state.step} — the weights or a held-out row are not "
+                "usable; look at the rows of rows/, lower train.lr, or raise the precision"
+            )
+        if loss < self.state.best_loss:
+            self.state.best_loss, self.state.best_step, self.state.num_worse = loss, self.state.step, 0
+            if self._is_due(self.evaluation.every) and (self.settings.checkpoint_every or self.evaluation.patience):
+                self.save_checkpoint()  # the best one is kept whatever comes
         else:
             self.state.num_worse += 1
-        return found
 
     def _is_out_of_patience(self) -> bool:
         return self.evaluation.patience is not None and self.state.num_worse >= self.evaluation.patience

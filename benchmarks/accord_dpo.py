@@ -38,7 +38,7 @@ class Watch:
         self.num_positions = 0
         self.losses: list[float] = []
         self.groups: list[Any] = []
-        self._is_training = False
+        self._is_training = self._is_counted = False
 
     @contextmanager
     def watching(self) -> Iterator[Watch]:
@@ -54,19 +54,25 @@ class Watch:
 
     def _train(self, train: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(loop: Loop) -> Any:
-            self.groups, self._is_training = list(loop.groups), True
+            self.groups, self._is_training, self._is_counted = list(loop.groups), True, True
             try:
                 return train(loop)
             finally:
-                self._is_training = False
+                self._is_training = self._is_counted = False
 
         return wrapped
 
     def _fill(self, timed: Callable[..., Any]) -> Callable[..., Any]:
         plain = Reference.fill
 
-        def wrapped(*args: Any, **options: Any) -> Any:  # within `train` the training clock has it already
-            return (plain if self._is_training else timed)(*args, **options)
+        def wrapped(*args: Any, **options: Any) -> Any:
+            if self._is_training:  # the training clock has it already
+                return plain(*args, **options)
+            self._is_counted = True
+            try:
+                return timed(*args, **options)
+            finally:
+                self._is_counted = False
 
         return wrapped
 
@@ -80,7 +86,8 @@ class Watch:
 
     def _count(self, token_logps: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(policy: Policy, batch: Any, *rest: Any, **options: Any) -> Any:
-            self.num_positions += batch.input_ids.numel()
+            if self._is_counted:
+                self.num_positions += batch.input_ids.numel()
             return token_logps(policy, batch, *rest, **options)
 
         return wrapped

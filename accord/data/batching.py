@@ -37,18 +37,17 @@ def epoch_batches(
 def micro_batches(groups: Sequence[TokenGroup], max_tokens: int, *, layout: str) -> list[list[int]]:
     """Split groups into micro-batches of at most `max_tokens` laid-out tokens (a longer group goes alone).
 
-    In the tree layout a group costs its tokens; in the plain one rows are padded to the longest, so neighbours in
-    length go together.
+    In the tree layout a group costs its tokens; in the plain one rows are padded to the longest. Neighbours in length
+    go together: attention may pad short trees too.
     """
     is_tree = layout == "tree"
-    order = list(range(len(groups)))
-    if not is_tree:
-        order.sort(key=lambda index: (_row_tokens(groups[index]), index))
+    length = _tree_tokens if is_tree else _row_tokens
+    order = sorted(range(len(groups)), key=lambda index: (length(groups[index]), index))
     parts: list[list[int]] = []
     size = 0  # of the last part: tokens in the tree layout, rows in the plain one
     for index in order:
         group = groups[index]
-        own, width = (group.num_tokens, 1) if is_tree else (len(group.responses), _row_tokens(group))
+        own, width = (_tree_tokens(group), 1) if is_tree else (len(group.responses), _row_tokens(group))
         if parts and (size + own) * width <= max_tokens:  # rows come by length: the newest is the longest
             parts[-1].append(index)
             size += own
@@ -56,6 +55,10 @@ def micro_batches(groups: Sequence[TokenGroup], max_tokens: int, *, layout: str)
             parts.append([index])
             size = own
     return parts
+
+
+def _tree_tokens(group: TokenGroup) -> int:
+    return group.num_tokens
 
 
 def _row_tokens(group: TokenGroup) -> int:

@@ -205,7 +205,7 @@ class _Encoder:
         if wants_bos and bos_id is None:
             raise DataError("got template.add_bos=always and a tokenizer without a BOS token — set it to auto")
         if wants_bos and found[:1] != [bos_id]:
-            found = [bos_id, *found]  # type: ignore[list-item]
+            found = [bos_id, *found]  # type: ignore[list-item]  # not None: refused above
         if not found:
             start = bos_id if bos_id is not None else self.vocabulary.eos_id
             if start is None:

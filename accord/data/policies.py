@@ -114,7 +114,7 @@ def _renumber(judgement: Judgement, new: dict[int, int]) -> Judgement | None:
         return None
     if isinstance(judgement, Comparison):
         return replace(judgement, better=new[judgement.better], worse=new[judgement.worse], **shown)
-    return replace(judgement, response=new[judged_responses(judgement)[0]], **shown)  # type: ignore[call-arg]
+    return replace(judgement, response=new[judged_responses(judgement)[0]], **shown)  # type: ignore[call-arg]  # all have one
 
 
 def is_blank(response: Response) -> bool:

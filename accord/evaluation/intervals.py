@@ -109,7 +109,7 @@ def clustered_mean_interval(values: ArrayLike, clusters: ArrayLike, confidence: 
 
 def bootstrap_interval(
     values: ArrayLike,
-    statistic: Callable[[NDArray[np.float64]], float] = np.mean,  # pyright: ignore[reportArgumentType]
+    statistic: Callable[[NDArray[np.float64]], float] = np.mean,  # pyright: ignore[reportArgumentType] -- numpy overloads it
     *,
     seed: int,
     num_resamples: int = 2000,

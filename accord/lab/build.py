@@ -9,34 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from accord.lab.annotators import response_text
-from accord.lab.text_world import (
-    MAX_RESPONSE_TOKENS,
-    all_requests,
-    aux_problems,
-    evaluate_responses,
-    is_right_answer,
-    render_request,
-    sft_groups,
-    user_prompt,
-    vocabulary,
-)
-from accord.records import FinishReason, Group, Response
+from accord.lab.base_model import base_model_folder
+from accord.lab.measure import measure_aux, sample_answers
+from accord.lab.text_world import all_requests, sft_groups, vocabulary
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
     from accord.policy.policy import Policy
-
-BASE_DIR = Path(__file__).parent / "base"
-"""The shipped base model: a folder that `AutoModelForCausalLM.from_pretrained` loads."""
 
 PAD, BOS, EOS, UNK = "<|pad|>", "<|begin|>", "<|end|>", "<|unk|>"
 ROLES = ("system", "user", "assistant")
@@ -128,52 +111,17 @@ def _print_progress(step: int, total: int, metrics: dict[str, float]) -> None:
         print(f"step {step:4d} of {total} loss {metrics['loss']:.4f}", flush=True)
 
 
-def answer_prompts(
-    policy: Policy, prompts: Sequence[str], *, num_responses: int = 1, temperature: float = 1.0, seed: int = 0
-) -> list[Group]:
-    """Sample K responses to each prompt of the text world; return a group per prompt, with texts and token ids."""
-    from accord.data import encode_prompts
-    from accord.policy.sample import SamplingSettings, sample_responses
-
-    asked = [Group(prompt=user_prompt(text), responses=(Response(token_ids=()),)) for text in prompts]
-    settings = SamplingSettings(
-        num_responses=num_responses, max_tokens=MAX_RESPONSE_TOKENS, temperature=temperature, seed=seed
-    )
-    drawn = sample_responses(policy, encode_prompts(asked, policy.tokenizer), settings)
-    return [
-        replace(group, responses=responses, origin=f"sampled, seed {seed}, prompt {index}")
-        for index, (group, responses) in enumerate(zip(asked, drawn, strict=True))
-    ]
-
-
-def measure_aux(policy: Policy, num_problems: int = 400, seed: int = 1) -> tuple[float, float]:
-    """Return the shares of additions and of reversals answered exactly, greedily."""
-    problems = aux_problems(np.random.default_rng(seed), num_problems)
-    groups = answer_prompts(policy, [problem.prompt for problem in problems], temperature=0.0)
-    right = [
-        is_right_answer(problem, response_text(group.responses[0]))
-        for problem, group in zip(problems, groups, strict=True)
-    ]
-    return float(np.mean(right[0::2])), float(np.mean(right[1::2]))
-
-
-def measure_base(policy: Policy, *, repeats: int = 40, seed: int = 0) -> dict[str, float]:
-    """Return gold reward (± half its 95 % interval), items and ended share at temperature 1, and greedy aux skills."""
-    requests = all_requests()
-    groups = answer_prompts(policy, [render_request(r) for r in requests], num_responses=repeats, seed=seed)
-    responses = [response for group in groups for response in group.responses]
-    has_eos = [response.finish_reason is FinishReason.STOP for response in responses]
-    scores = evaluate_responses(
-        [request for request in requests for _ in range(repeats)], [response_text(r) for r in responses], has_eos
-    )
+def measure_base(policy: Policy, *, num_answers: int = 40, seed: int = 0) -> dict[str, float]:
+    """Return gold reward (± half its 95 % interval over answers), length, ended share and auxiliary skills."""
+    answers = sample_answers(policy, all_requests(), num_answers=num_answers, seed=seed)
     add_accuracy, reverse_accuracy = measure_aux(policy)
+    gold_RA = answers.gold_RA
     return {
-        "gold": float(scores.gold_N.mean()),
-        "gold_ci95": float(1.96 * scores.gold_N.std(ddof=1) / len(responses) ** 0.5),
-        "tone": float(scores.tone_N.mean()),
-        "num_items": float(scores.num_items_N.mean()),
-        "num_tokens": float(np.mean([len(response.token_ids or ()) for response in responses])),
-        "ended_share": float(np.mean(has_eos)),
+        "gold": float(gold_RA.mean()),
+        "gold_ci95": float(1.96 * gold_RA.std(ddof=1) / gold_RA.size**0.5),
+        "num_items": float(answers.num_items_RA.mean()),
+        "num_tokens": answers.num_tokens,
+        "ended_share": answers.ended_share,
         "add_accuracy": add_accuracy,
         "reverse_accuracy": reverse_accuracy,
     }
@@ -196,7 +144,9 @@ def build_base(out: Path, *, steps: int = 700, seed: int = 0) -> dict[str, float
 def main() -> None:
     """Parse the command line, build and print the quality as JSON."""
     parser = argparse.ArgumentParser(description="Rebuild the text world's base model.")
-    parser.add_argument("--out", type=Path, default=BASE_DIR, help="folder to write (default: the package's own)")
+    parser.add_argument(
+        "--out", type=Path, default=base_model_folder(), help="folder to write (default: the package's own)"
+    )
     parser.add_argument("--steps", type=int, default=700, help="optimizer steps of 64 demonstrations")
     parser.add_argument("--seed", type=int, default=0, help="seed of the data and the initial weights")
     arguments = parser.parse_args()

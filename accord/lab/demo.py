@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +17,28 @@ from accord.data import encode_groups, write_groups
 from accord.data.batching import chunked
 from accord.evaluation.intervals import Interval, mean_interval, paired_difference
 from accord.evaluation.report import write_report
-from accord.lab.annotators import GOLD, judge_groups, response_text
+from accord.lab.annotators import GOLD, judge_groups
 from accord.lab.base_model import base_model_folder
-from accord.lab.text_world import (
-    MAX_RESPONSE_TOKENS,
-    Request,
-    aux_problems,
-    gold_reward,
-    is_right_answer,
-    parse_response,
-    render_request,
-    split_requests,
-    user_prompt,
-)
+from accord.lab.measure import Answers, Show, measure_aux, sample_answers
+from accord.lab.text_world import MAX_RESPONSE_TOKENS, Request, render_request, split_requests, user_prompt
 from accord.policy.load import load_policy
 from accord.policy.policy import Policy
-from accord.records import FinishReason, Group
+from accord.records import Group
 
-PAIRS_PER_REQUEST = 48
+PAIRS_PER_REQUEST = 64
 ANSWERS_PER_REQUEST = 64  # held-out evaluation, before and after
-AUX_PROBLEMS = 200
 SHOWN = 3
 SETTINGS: dict[str, Any] = {
     "objective": "dpo",
     "objective.beta": 0.1,
     "train.epochs": 2,
-    "train.batch_size": 64,
-    "train.lr": 5e-4,
+    "train.batch_size": 32,
+    "train.lr": 1e-4,
     "train.warmup": 0.1,
-    "evaluate.every": 9,
+    "evaluate.every": 24,
     "evaluate.num_samples": 0,  # the demo draws its own, many more
     "reference.cache": None,
 }
-
-Show = Callable[[str, int, int, str], None]
 
 
 def run_demo(
@@ -70,7 +59,7 @@ def run_demo(
     try:
         base = load_policy(base_model_folder())
         train_requests, held_out = split_requests()
-        pairs = judge_groups(_answers(base, train_requests, "sampling pairs", show, seed), (GOLD,), seed=seed)
+        pairs = judge_groups(_sample_pairs(base, train_requests, "sampling pairs", show, seed), (GOLD,), seed=seed)
         before = _measure(base, held_out, "evaluating the base", show, seed)
         policy = load_policy(base_model_folder())
         done = align(
@@ -80,7 +69,7 @@ def run_demo(
             progress=lambda step, total, metrics: show("aligning", step, total, _note(metrics)),
         )  # fmt: skip
         after = _measure(policy, held_out, "evaluating the result", show, seed)
-        kl = _kl(policy, base, after.groups)
+        kl = _kl(policy, base, after.answers.groups)
     finally:
         torch.set_num_threads(threads)
     assert done.run is not None
@@ -91,25 +80,23 @@ def run_demo(
     return summary
 
 
-class _Answers:
-    """What a policy answered to held-out requests, and what it still knows of its auxiliary skills."""
-
-    def __init__(self, requests: Sequence[Request], groups: Sequence[Group], aux: tuple[float, float]) -> None:
-        self.requests, self.groups, self.aux = requests, groups, aux
-        texts = [[response_text(response) for response in group.responses] for group in groups]
-        ended = [[response.finish_reason is FinishReason.STOP for response in group.responses] for group in groups]
-        self.texts = texts
-        self.gold = np.array(
-            [
-                [gold_reward(request, text, has_eos) for text, has_eos in zip(row, ends, strict=True)]
-                for request, row, ends in zip(requests, texts, ended, strict=True)
-            ]
-        )
-        self.mean_tokens = float(np.mean([len(r.token_ids or ()) for group in groups for r in group.responses]))
-        self.num_items = np.array([[parse_response(text).num_items for text in row] for row in texts])
+@dataclass(frozen=True)
+class _Measured:
+    answers: Answers
+    aux: tuple[float, float]  # shares of additions and reversals that are right
 
 
-def _answers(policy: Policy, requests: Sequence[Request], stage: str, show: Show, seed: int) -> list[Group]:
+def _measure(policy: Policy, requests: Sequence[Request], stage: str, show: Show, seed: int) -> _Measured:
+    answers = sample_answers(
+        policy, requests, num_answers=ANSWERS_PER_REQUEST, seed=10**9 + seed,
+        show=lambda done, total: show(stage, done, total + 1, ""),
+    )  # fmt: skip
+    aux = measure_aux(policy)
+    show(stage, len(requests) + 1, len(requests) + 1, "")
+    return _Measured(answers, aux)
+
+
+def _sample_pairs(policy: Policy, requests: Sequence[Request], stage: str, show: Show, seed: int) -> list[Group]:
     """Sample two answers to each request, many times over."""
     groups: list[Group] = []
     prompts = [user_prompt(render_request(request)) for request in requests]
@@ -120,27 +107,6 @@ def _answers(policy: Policy, requests: Sequence[Request], stage: str, show: Show
         )
     show(stage, PAIRS_PER_REQUEST, PAIRS_PER_REQUEST, f"{len(groups)} pairs")
     return groups
-
-
-def _measure(policy: Policy, requests: Sequence[Request], stage: str, show: Show, seed: int) -> _Answers:
-    prompts = [user_prompt(render_request(request)) for request in requests]
-    groups: list[Group] = []
-    for place, prompt in enumerate(prompts):
-        show(stage, place, len(prompts) + 1, "")
-        groups.extend(
-            policy.sample(
-                [prompt], num_responses=ANSWERS_PER_REQUEST, max_tokens=MAX_RESPONSE_TOKENS, seed=10**9 + seed
-            )
-        )
-    show(stage, len(prompts), len(prompts) + 1, "")
-    problems = aux_problems(np.random.default_rng(seed), AUX_PROBLEMS)
-    solved = policy.sample([user_prompt(problem.prompt) for problem in problems], max_tokens=8, temperature=0.0)
-    right = [
-        is_right_answer(problem, response_text(group.responses[0]))
-        for problem, group in zip(problems, solved, strict=True)
-    ]
-    show(stage, len(prompts) + 1, len(prompts) + 1, "")
-    return _Answers(requests, groups, (float(np.mean(right[0::2])), float(np.mean(right[1::2]))))
 
 
 @torch.no_grad()
@@ -154,37 +120,39 @@ def _kl(policy: Policy, base: Policy, groups: Sequence[Group]) -> Interval:
     return mean_interval(means)
 
 
-def _summarise(before: _Answers, after: _Answers, kl: Interval) -> dict[str, Any]:
-    gain = paired_difference(after.gold.mean(1), before.gold.mean(1))
-    wins = (after.gold > before.gold) + 0.5 * (after.gold == before.gold)  # one answer against another, drawn alike
-    win_rate = mean_interval(wins.mean(1))
+def _summarise(before: _Measured, after: _Measured, kl: Interval) -> dict[str, Any]:
+    gold_before, gold_after = before.answers.gold_RA, after.answers.gold_RA
+    gain = paired_difference(gold_after.mean(1), gold_before.mean(1))
+    wins_RA = (gold_after > gold_before) + 0.5 * (gold_after == gold_before)  # one answer against another, drawn alike
+    win_rate = mean_interval(wins_RA.mean(1))
     rows = [
-        _row("Gold reward (at most 2.5)", before.gold, after.gold),
-        _row("Length, items", before.num_items, after.num_items),
+        _row("Gold reward (at most 2.5)", gold_before, gold_after),
+        _row("Length, items", before.answers.num_items_RA, after.answers.num_items_RA),
         {"name": "Adding digits, exact", "before": before.aux[0], "after": after.aux[0], "unit": "share"},
         {"name": "Reversing a list, exact", "before": before.aux[1], "after": after.aux[1], "unit": "share"},
     ]
+    requests = before.answers.requests
     shown = [
         {
-            "prompt": render_request(request),
-            "before": before.texts[place][0],
-            "after": after.texts[place][0],
-            "gold_before": round(float(before.gold[place, 0]), 2),
-            "gold_after": round(float(after.gold[place, 0]), 2),
+            "prompt": render_request(requests[place]),
+            "before": before.answers.text(place),
+            "after": after.answers.text(place),
+            "gold_before": round(float(gold_before[place, 0]), 2),
+            "gold_after": round(float(gold_after[place, 0]), 2),
         }
-        for place, request in list(enumerate(before.requests))[:: max(1, len(before.requests) // SHOWN)][:SHOWN]
+        for place in range(0, len(requests), len(requests) // SHOWN)
     ]
     return {
-        "gold_before": float(before.gold.mean()),
-        "gold_after": float(after.gold.mean()),
+        "gold_before": float(gold_before.mean()),
+        "gold_after": float(gold_after.mean()),
         "gold_gain": gain.value,
         "gold_gain_ci95": [gain.low, gain.high],
         "win_rate": win_rate.value,
         "win_rate_ci95": [win_rate.low, win_rate.high],
         "kl": kl.value,
         "kl_ci95": [kl.low, kl.high],
-        "length_before": before.mean_tokens,
-        "length_after": after.mean_tokens,
+        "length_before": before.answers.num_tokens,
+        "length_after": after.answers.num_tokens,
         "table": rows,
         "samples": shown,
     }

@@ -21,6 +21,7 @@ from accord.policy.layout import Tree, TreeLayout
 
 TREE_ATTENTION = "accord_tree"
 SHORT_TREE = 256  # tokens; below it one padded call is cheaper than one call per response
+MOST_PADDING = 4  # times the scores that are needed; above it the calls are
 
 
 class TreeUnsupported(RuntimeError):
@@ -59,8 +60,7 @@ def tree_attention(
     if groups > 1:
         k_AND, v_AND = k_AND.repeat_interleave(groups, 0), v_AND.repeat_interleave(groups, 0)
     attend = _Attend(tree, scale, sliding_window, softcap)
-    mean_length = query.shape[2] / len(tree.trees)
-    run = attend.padded if mean_length < SHORT_TREE else attend.segmented
+    run = attend.padded if _pads_well(tree.trees) else attend.segmented
     return run(q_AND, k_AND, v_AND).transpose(0, 1)[None], None
 
 
@@ -149,6 +149,13 @@ class _Attend:
         return index_BL, cache[name], back_N
 
 
+def _pads_well(trees: Sequence[Tree]) -> bool:
+    """Whether trees are short, and alike enough that one long one does not make a giant of every row."""
+    lengths = [tree.length for tree in trees]
+    needed = sum(length**2 for length in lengths)
+    return sum(lengths) < SHORT_TREE * len(lengths) and len(lengths) * max(lengths) ** 2 <= MOST_PADDING * needed
+
+
 def _branches(tree: Tree) -> Tensor:
     lengths = torch.tensor([tree.prompt[1], *(length for _, length in tree.responses)])
     return torch.repeat_interleave(torch.arange(len(lengths)), lengths)
@@ -158,7 +165,8 @@ def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
 
 
-AttentionInterface.register(TREE_ATTENTION, tree_attention)
+# its shapes differ from batch to batch: `torch.compile` works around it instead of recompiling
+AttentionInterface.register(TREE_ATTENTION, torch.compiler.disable(tree_attention))
 
 
 def attention_configs(model: nn.Module) -> list[Any]:

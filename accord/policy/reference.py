@@ -88,13 +88,21 @@ class Reference:
         self._cache = LogpCache(cache_folder, key)
         self._max_tokens = max_tokens
 
-    def logps(self, groups: Sequence[TokenGroup], like_PK: Tensor) -> Tensor:
-        """Return log π_ref(y|x) in nats, (P, K) like `like_PK`, without gradient; padding slots are 0."""
-        self.fill(groups)
+    def logps(self, groups: Sequence[TokenGroup], like_PK: Tensor, *, keep: bool = True) -> Tensor:
+        """Return log π_ref(y|x) in nats, (P, K) like `like_PK`, without gradient; padding slots are 0.
+
+        `keep=False` for passing groups (samples, mismatched pairs): what was computed in another batch shape may differ
+        in the last bit, and a resumed run must not depend on what its first part had met before.
+        """
+        passing: dict[bytes, float] = {}
+        if keep:
+            self.fill(groups)
+        elif missing := self.missing(groups):
+            passing = self._compute(missing)
         values = torch.zeros(like_PK.shape, dtype=torch.float64)
         for row, group in enumerate(groups):
             for column, digest in enumerate(_digests(group)):
-                found = self._cache.get(digest)
+                found = passing.get(digest, self._cache.get(digest))
                 assert found is not None
                 values[row, column] = found
         return values.to(like_PK.device, like_PK.dtype)
@@ -117,18 +125,23 @@ class Reference:
         self.num_reused += len(groups) - len(missing)
         if not missing:
             return
+        self._cache.update(merge(self._compute(share(missing), progress)))
+        self.num_computed += len(missing)
+        if write:
+            self._cache.write()
+
+    def _compute(
+        self, groups: Sequence[TokenGroup], progress: Callable[[int], None] = lambda tokens: None
+    ) -> dict[bytes, float]:
         values: dict[bytes, float] = {}
         with self._scorer() as policy, torch.no_grad():
-            for part in chunked(share(missing), self._max_tokens, layout=policy.layout):
+            for part in chunked(groups, self._max_tokens, layout=policy.layout):
                 scores = policy.score(part)
                 rows = scores.logps_PK.double().cpu()
                 for row, group in enumerate(part):
                     values.update({d: float(rows[row, column]) for column, d in enumerate(_digests(group))})
                 progress(sum(group.num_tokens for group in part))
-        self._cache.update(merge(values))
-        self.num_computed += len(missing)
-        if write:
-            self._cache.write()
+        return values
 
 
 def reference_key(weights_hash: str, policy: Policy, *, vocabulary: int) -> str:

@@ -52,10 +52,16 @@ class SamplingSettings:
 
 @torch.no_grad()
 def sample_responses(
-    policy: Policy, prompts: Sequence[Sequence[int]], settings: SamplingSettings
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    settings: SamplingSettings,
+    *,
+    streams: Sequence[int] | None = None,
 ) -> list[tuple[Response, ...]]:
     """Draw K responses to each prompt of token ids.
 
+    `streams` names each prompt's stream of random numbers, its position unless given: a process that has a share of
+    the prompts gives their positions in the whole.
     Each response carries its token ids (incl. the end-of-sequence token if drawn), its finish reason and the
     log-probabilities, nats, of the distribution it was actually drawn from (after temperature, top-p, top-k).
     A response also ends, as at `max_tokens`, where the model has no further position.
@@ -79,7 +85,8 @@ def sample_responses(
         with policy.attention("plain"), policy.precision():
             for start in range(0, len(by_length), per_batch):
                 part = by_length[start : start + per_batch]
-                drawn = _Rows(policy, [prompts[index] for index in part], part, settings).run()
+                names = part if streams is None else [streams[index] for index in part]
+                drawn = _Rows(policy, [prompts[index] for index in part], names, settings).run()
                 found.update(zip(part, drawn, strict=True))
     finally:
         policy.train(was_training)

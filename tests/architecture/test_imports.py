@@ -40,10 +40,7 @@ ALLOWED: dict[str, set[str]] = {
 }  # fmt: skip
 EVERYTHING = set(ALLOWED) | {"lab", "accord"}
 ALLOWED["lab"] = EVERYTHING - {"accord", "terminal"}
-ALLOWED["accord"] = EVERYTHING - {
-    "lab",
-    "terminal",
-}  # the public names; `__init__` imports them when they are asked for
+ALLOWED["accord"] = EVERYTHING - {"lab", "terminal"}  # the public names, imported when asked for
 ALLOWED["cli"] = EVERYTHING  # and nobody imports cli
 
 OBJECTIVES_MAY_IMPORT = {

@@ -8,9 +8,10 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from sources import Source, module_names, sources
 
@@ -77,6 +78,14 @@ def test_every_name_of_all_is_there():
         assert sorted(set(getattr(module, "__all__", ()))) == sorted(getattr(module, "__all__", ())), name
 
 
+def test_public_names_are_not_hidden_by_modules_of_the_same_name():
+    """`import accord.x` puts the module x into the package: a function of that name would then be gone."""
+    import accord
+
+    places = [importlib.import_module(place) for place in accord._PLACES.values()]
+    assert [name for name in accord.__all__ if getattr(accord, name) in places] == []
+
+
 def test_an_unknown_public_name_is_an_attribute_error():
     import accord
 
@@ -89,11 +98,11 @@ def public_signatures() -> str:
 
     lines = []
     for name in sorted(accord.__all__):
-        thing = getattr(accord, name)
+        thing = getattr(importlib.import_module(accord._PLACES[name]), name)
         if inspect.isclass(thing):
             lines += [f"class {name}", *(f"    {line}" for line in sorted(_members(thing)))]
         elif inspect.isfunction(thing):
-            lines.append(f"def {name}{inspect.signature(thing)}")
+            lines.append(f"def {name}({_parameters(thing)})")
         else:
             lines.append(f"{name}: {type(thing).__name__}")
             lines += [f"    {key}({', '.join(map(str, row.settings().values()))})" for key, row in thing.items()]
@@ -113,7 +122,23 @@ def _members(thing: type) -> Iterator[str]:
         if isinstance(value, property):
             yield f"{key} -> {inspect.signature(value.fget).return_annotation}"  # type: ignore[arg-type]  # it has one
         elif inspect.isfunction(value) and not (key == "__init__" and is_dataclass(thing)):
-            yield f"{key}{inspect.signature(value)}"
+            yield f"{key}({_parameters(value)})"
+
+
+def _parameters(function: Callable[..., Any]) -> str:
+    """Return the parameters as they are written, but for defaults that are functions."""
+    parts, was_starred = [], False
+    for parameter in inspect.signature(function).parameters.values():
+        is_keyword_only = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        if is_keyword_only and not was_starred:
+            parts.append("*")
+        was_starred |= is_keyword_only or parameter.kind is inspect.Parameter.VAR_POSITIONAL
+        shown = parameter.replace(annotation=inspect.Parameter.empty, default=inspect.Parameter.empty)
+        text = str(shown) if parameter.name == "self" else f"{shown}: {parameter.annotation}"
+        if parameter.default is not inspect.Parameter.empty:
+            text += " = …" if callable(parameter.default) else f" = {parameter.default!r}"
+        parts.append(text)
+    return ", ".join(parts)
 
 
 def test_public_signatures_change_on_purpose_only():

@@ -9,24 +9,32 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from accord.lab.annotators import response_text
-from accord.lab.build import BASE_DIR, answer_prompts, build_base, build_tokenizer, measure_base
-from accord.lab.text_world import MAX_RESPONSE_TOKENS, all_requests, render_request, sft_groups, vocabulary
+from accord.lab.base_model import base_model_folder
+from accord.lab.build import build_base, build_tokenizer, measure_base
+from accord.lab.text_world import (
+    MAX_RESPONSE_TOKENS,
+    all_requests,
+    render_request,
+    sft_groups,
+    user_prompt,
+    vocabulary,
+)
 from accord.policy.load import load_policy
 from accord.records import FinishReason
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return AutoTokenizer.from_pretrained(BASE_DIR)
+    return AutoTokenizer.from_pretrained(base_model_folder())
 
 
 @pytest.fixture(scope="module")
 def model():
-    return AutoModelForCausalLM.from_pretrained(BASE_DIR).eval()
+    return AutoModelForCausalLM.from_pretrained(base_model_folder()).eval()
 
 
 def test_the_package_data_is_small_and_of_the_stated_shape(model) -> None:
-    assert sum(path.stat().st_size for path in BASE_DIR.iterdir()) < 3_000_000
+    assert sum(path.stat().st_size for path in base_model_folder().iterdir()) < 3_000_000
     assert 300_000 <= model.num_parameters() <= 1_000_000
     assert model.config.model_type == "llama"
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
@@ -73,7 +81,7 @@ def test_the_template_only_ever_appends(tokenizer) -> None:
 
 
 def test_the_base_is_skilled_at_sums_and_mediocre_at_facts() -> None:
-    quality = measure_base(load_policy(BASE_DIR, device="cpu"), repeats=10)
+    quality = measure_base(load_policy(base_model_folder(), device="cpu"), num_answers=10)
     assert quality["add_accuracy"] >= 0.97
     assert quality["reverse_accuracy"] >= 0.97
     assert quality["ended_share"] >= 0.99
@@ -101,8 +109,9 @@ def test_the_base_knows_how_likely_its_own_ending_is(model, tokenizer) -> None:
 
 
 def test_answers_come_as_groups_with_words_and_ids(tokenizer) -> None:
-    policy = load_policy(BASE_DIR, device="cpu")
-    groups = answer_prompts(policy, ["reverse 3 1 4", "two facts about bees, formally"], num_responses=3, seed=5)
+    policy = load_policy(base_model_folder(), device="cpu")
+    prompts = [user_prompt(text) for text in ("reverse 3 1 4", "two facts about bees, formally")]
+    groups = policy.sample(prompts, num_responses=3, max_tokens=MAX_RESPONSE_TOKENS, seed=5)
     assert [len(group.responses) for group in groups] == [3, 3]
     assert [group.prompt[0].content for group in groups] == ["reverse 3 1 4", "two facts about bees, formally"]
     for group in groups:
@@ -110,7 +119,7 @@ def test_answers_come_as_groups_with_words_and_ids(tokenizer) -> None:
             assert tokenizer.decode(response.token_ids, skip_special_tokens=True) == response_text(response)
             assert response.finish_reason is FinishReason.STOP
             assert response.token_ids[-1] == tokenizer.eos_token_id
-    (greedy,) = answer_prompts(policy, ["reverse 3 1 4"], temperature=0.0)
+    (greedy,) = policy.sample(prompts[:1], temperature=0.0)
     assert response_text(greedy.responses[0]) == "4 1 3"
 
 

@@ -7,13 +7,18 @@ or a position off by one shows at 1e-3 and more).
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from models import SHAREABLE, UNSHAREABLE, build_policy, own_token_logps, ragged_groups
+import torch._dynamo.utils
+from models import SHAREABLE, UNSHAREABLE, build_policy, own_token_logps, ragged_groups, save_model
 
 from accord.data.tokens import TokenGroup, TokenResponse
 from accord.policy import attention
 from accord.policy.check import check_layout, probe_groups
+from accord.policy.layout import Tree
+from accord.policy.load import load_policy
 from accord.policy.policy import Policy
 
 TOLERANCE = 1e-6
@@ -44,6 +49,7 @@ def gradient(policy: Policy, groups: list[TokenGroup], layout: str) -> tuple[tor
 @pytest.mark.parametrize("name", SHAREABLE)
 def test_tree_equals_plain(name: str, short_tree: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "SHORT_TREE", short_tree)
+    monkeypatch.setattr(attention, "MOST_PADDING", short_tree)
     policy, groups = build_policy(name), ragged_groups()
     assert policy.layout == "tree"
     plain_N, plain_grad = gradient(policy, groups, "plain")
@@ -100,6 +106,7 @@ def test_a_leak_between_siblings_is_found(monkeypatch: pytest.MonkeyPatch) -> No
     """The check must not be blind: responses that see each other are reported with their size."""
     monkeypatch.setattr(attention, "_branches", lambda tree: torch.zeros(tree.length, dtype=torch.long))
     monkeypatch.setattr(attention, "SHORT_TREE", 10**6)
+    monkeypatch.setattr(attention, "MOST_PADDING", 10**6)
     found = check_layout(build_policy("llama", dtype=torch.float32), probe_groups(61))
     assert not found.passed
     assert "nats per token between the layouts" in str(found.reason)
@@ -144,3 +151,26 @@ def test_scoring_leaves_no_trace_in_the_model() -> None:
     assert policy.causal_lm.config._attn_implementation == "sdpa"
     after = policy.causal_lm.generate(ids, max_new_tokens=4, do_sample=False)  # type: ignore[operator]
     assert after.tolist() == before.tolist()
+
+
+def test_one_long_tree_does_not_pad_the_short_ones() -> None:
+    """Forty trees of 3 tokens and one of 500: padded together they would need forty times the scores."""
+    trees = [Tree((3 * i, 2), ((3 * i + 2, 1),)) for i in range(40)]
+    assert attention._pads_well(trees)
+    assert not attention._pads_well([*trees, Tree((120, 400), ((520, 100),))])
+    assert not attention._pads_well([Tree((0, 200), ((200, 100),))])  # long trees run apart in any case
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at it while tracing
+def test_compiled_models_give_the_same_numbers(tmp_path: Path) -> None:
+    """`compile=True` reaches the layers that scoring runs, for trees of changing shape, forward and backward."""
+    policy = load_policy(save_model(tmp_path, "llama"))
+    expected = [gradient(policy, ragged_groups((2, 1), seed=seed), "tree") for seed in range(3)]
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    policy.causal_lm.base_model.compile(backend="eager")  # as `load_policy(compile=True)`, without building kernels
+    for seed, (logps_N, grad) in enumerate(expected):
+        found_N, found_grad = gradient(policy, ragged_groups((2, 1), seed=seed), "tree")
+        torch.testing.assert_close(found_N, logps_N, rtol=0, atol=1e-5)
+        assert float((found_grad - grad).norm() / grad.norm()) < 1e-4
+    assert counters["stats"]["unique_graphs"] > 2

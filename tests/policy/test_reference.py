@@ -112,9 +112,11 @@ def test_near_twins_are_told_apart() -> None:
         group((2, 3), seven[:-1]),
         group((2, 3), seven, (True,) * 6 + (False,)),
         group((2, 3), (*seven, 47)),
-        # 7 untrained tokens and 8 trained ones: as bytes, the mask could pass for the eighth token
         group((2, 3), seven, (False,) * 7),
-        group((2, 3), seven, (False,) + (True,) * 6),
+        group((2, 3), seven, (False, *(True,) * 6)),
+        # 8 untrained tokens and 9 trained ones: as bytes, the mask could pass for the ninth token
+        group((2, 3), (*seven, 11), (False,) * 8),
+        group((2, 3), (*seven, 11, 0)),
     ]
     everything = [first, *others]
     for place, one in enumerate(everything):
