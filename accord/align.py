@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
@@ -23,7 +24,6 @@ from accord.evaluation.report import write_report
 from accord.held_out import Evaluation
 from accord.objectives import OBJECTIVES, Need, ObjectiveSpec
 from accord.plan import make_plan
-from accord.policy.check import check_layout
 from accord.policy.judgements import labels, preferences, ratings
 from accord.policy.load import hash_weights, load_policy
 from accord.policy.policy import Policy
@@ -82,9 +82,12 @@ def align(
         if part is not None:
             check_needs(config.objective.name, spec, part)
     was_given = policy is not None
-    policy = policy or _load_policy(config, accelerator)
+    if policy is None:
+        with torch.random.fork_rng():  # adapters start from random numbers
+            torch.manual_seed(config.train.seed)
+            policy = _load_policy(config, accelerator)
     train, held_out, report = _encode(config, data, policy, loaded_text)
-    _choose_layout(policy, train)
+    policy.settle_layout([train[0], max(train, key=lambda group: group.num_tokens)])  # a window shows in the longest
     start_hash = hash_weights(policy, base_only=policy.has_adapters)
     origin = _Origin(policy, config, start_hash, keep=was_given or Need.MISMATCHED_KL in spec.needs)
     reference = _make_reference(config, spec, policy, origin, train)
@@ -271,20 +274,13 @@ def _encode_part(config: AlignConfig, groups: Sequence[Group], policy: Policy) -
 
 def _load_policy(config: AlignConfig, accelerator: Accelerator) -> Policy:
     model = config.model
+    device = model.device if model.device is not None and accelerator.num_processes == 1 else accelerator.device
     return load_policy(
-        model.path, precision=model.precision, device=model.device or accelerator.device, lora_rank=model.lora_rank,
+        model.path, precision=model.precision, device=device, lora_rank=model.lora_rank,
         lora_alpha=model.lora_alpha, lora_targets=model.lora_targets,
         gradient_checkpointing=model.gradient_checkpointing, compile=model.compile, revision=model.revision,
         trust_remote_code=model.trust_remote_code,
     )  # fmt: skip
-
-
-def _choose_layout(policy: Policy, groups: Sequence[TokenGroup]) -> None:
-    """Check the tree layout on the first group and the longest (where a window would show), or fall back, saying so."""
-    if policy.why_plain is None:
-        found = check_layout(policy, [groups[0], max(groups, key=lambda group: group.num_tokens)])
-        if found.reason is not None:
-            policy.fall_back_to_plain(found.reason)
 
 
 class _Origin:
@@ -351,7 +347,7 @@ def _make_reference(
             raise PolicyError(
                 f"got the reference {settings.path} with another vocabulary than the policy's {vocabulary}"
             )
-        _choose_layout(other, groups)
+        other.settle_layout([groups[0], max(groups, key=lambda group: group.num_tokens)])
         other.requires_grad_(False)
         scorer, weights = (lambda: opened(other)), hash_weights(other)
     folder = None

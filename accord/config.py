@@ -251,12 +251,18 @@ def valid_keys() -> list[str]:
     return keys
 
 
+def _objective_keys() -> list[str]:
+    from accord.objectives import OBJECTIVES
+
+    return sorted({f"objective.{key}" for spec in OBJECTIVES.values() for key in spec.settings()})
+
+
 def _explain(error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            lines.append(_unknown(key, valid_keys()))
+            lines.append(_unknown(key, valid_keys() + _objective_keys()))
         elif problem["type"] == "missing":
             wanted = f"{key}.path" if key in ("model", "data") else key
             lines.append(

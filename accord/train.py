@@ -97,7 +97,9 @@ class Loop:
             eps=self.settings.adam_eps,
             fused=True,
         )
-        self._module, self._optimizer = self.accelerator.prepare(self.policy, optimizer)
+        self._module, self._optimizer = self.accelerator.prepare(
+            self.policy, optimizer, device_placement=[False, False]
+        )  # the policy is where it was asked to be
         self._rows: list[dict[str, Any]] = []
         self._stop_signal: int | None = None
         per_epoch = math.ceil(len(self.groups) / self.settings.batch_size)

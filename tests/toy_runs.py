@@ -20,6 +20,7 @@ from accord.lab.annotators import GOLD, judge_groups
 from accord.lab.base_model import base_model_folder
 from accord.lab.text_world import render_request, split_requests, user_prompt, write_response
 from accord.records import Group, Label, Message, Response
+from accord.store import RunFolder
 
 BASE = base_model_folder()
 SMALL: dict[str, Any] = {
@@ -91,10 +92,12 @@ def settings_line(out: Path, data: Path, **settings: Any) -> list[str]:
     return ["align", "--model", str(BASE), "--data", str(data), "--out", str(out), *given]
 
 
-def metrics_of(result: AlignResult) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without what a clock measured."""
-    assert result.run is not None
-    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in result.run.read_metrics()]
+def metrics_of(done: AlignResult | Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl without what a clock measured."""
+    out = done if isinstance(done, Path) else done.run
+    assert out is not None
+    lines = RunFolder.open(out.path if isinstance(out, RunFolder) else out).read_metrics()
+    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in lines]
 
 
 def checkpoint_of(out: Path, step: int) -> dict[str, Any]:

@@ -60,6 +60,7 @@ class Policy(nn.Module):
         self.path = path
         self.has_linear_head: bool | None = None  # None until the first forward compared it with the model's own logits
         self.why_plain: str | None = None
+        self._is_settled = False
         self._configs = attention_configs(self.causal_lm)
         self._own_attention = str(self.causal_lm.config._attn_implementation)
         if not supports_interface(self.causal_lm):
@@ -87,6 +88,15 @@ class Policy(nn.Module):
     def layout(self) -> str:
         """Which layout `score` uses."""
         return "plain" if self.why_plain is not None else "tree"
+
+    def settle_layout(self, groups: Sequence[TokenGroup]) -> None:
+        """Check the tree layout on groups, or fall back to the plain one, saying so. The first `score` does it."""
+        from accord.policy.check import check_layout  # the check is written in terms of policies
+
+        self._is_settled = True
+        found = check_layout(self, groups) if self.why_plain is None else None
+        if found is not None and found.reason is not None:
+            self.fall_back_to_plain(found.reason)
 
     def fall_back_to_plain(self, reason: str) -> None:
         """Use the plain padded layout from now on, and say why, once."""
@@ -165,6 +175,8 @@ class Policy(nn.Module):
         self, groups: Sequence[TokenGroup], *, statistics: Sequence[Statistic] = (), layout: str | None = None
     ) -> Scores:
         """See `score`; `layout` overrides the choice for one call (checks)."""
+        if layout is None and not self._is_settled:
+            self.settle_layout(groups[:2])
         layout = layout or self.layout
         if layout == "tree":
             batch = lay_out_tree(groups, self.device)
