@@ -262,7 +262,9 @@ def _explain(error: ValidationError) -> str:
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            lines.append(_unknown(key, valid_keys() + _objective_keys()))
+            given = problem["input"]
+            keys = [f"{key}.{leaf}" for leaf, _ in flatten(given)] if isinstance(given, Mapping) else [key]
+            lines.extend(_unknown(unknown, valid_keys() + _objective_keys()) for unknown in keys)
         elif problem["type"] == "missing":
             wanted = f"{key}.path" if key in ("model", "data") else key
             lines.append(
@@ -293,7 +295,7 @@ def validate_objective(given: ObjectiveConfig) -> ObjectiveConfig:
     parameters = OBJECTIVES[given.name].settings()
     for key in given.settings:
         if key not in parameters:
-            valid = [f"objective.{name}" for name in parameters]
+            valid = ["objective.name", *(f"objective.{name}" for name in parameters)]
             owners = [name for name, spec in OBJECTIVES.items() if key in spec.settings()]
             also = f" ({', '.join(owners)} has {key})" if owners else ""
             raise ConfigError(f"{_unknown(f'objective.{key}', valid)}; {given.name} does not use it{also}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,9 @@ from accord.policy.head import Statistic
 from accord.policy.judgements import to_scored_groups
 from accord.policy.policy import Policy
 from accord.policy.reference import Reference
-from accord.policy.sample import SamplingSettings, sample_responses
+from accord.policy.sample import NoSampler, SamplingSettings, sample_responses
+
+log = logging.getLogger(__name__)
 
 INDICATORS: tuple[Statistic, ...] = ("entropy", "topk_entropy", "topk_mass", "top1")
 
@@ -75,10 +78,11 @@ def evaluate(
         places = range(len(chosen))[rank::world]
         samples = gather(_answer(policy, [chosen[place] for place in places], places, reference, settings, seed))
         samples.sort(key=lambda sample: sample["index"])
-        if reference is not None and len(samples) > 1:
+        if reference is not None and len(samples) > 1:  # one number has no interval
             kl = mean_interval([sample["log_ratio"] for sample in samples])
             metrics |= kl.as_dict("kl")
-        metrics["length/sampled"] = sum(sample["num_tokens"] for sample in samples) / len(samples)
+        if samples:
+            metrics["length/sampled"] = sum(sample["num_tokens"] for sample in samples) / len(samples)
     return Evaluation(metrics=metrics, rows=rows, samples=samples)
 
 
@@ -105,12 +109,13 @@ def _answer(
 ) -> list[dict[str, Any]]:  # fmt: skip
     if not groups:
         return []
-    drawn = sample_responses(
-        policy,
-        [group.prompt_ids for group in groups],
-        SamplingSettings(max_tokens=settings.sample_tokens, seed=seed),
-        streams=places,
-    )
+    prompts = [group.prompt_ids for group in groups]
+    try:
+        sampling = SamplingSettings(max_tokens=settings.sample_tokens, seed=seed)
+        drawn = sample_responses(policy, prompts, sampling, streams=places)
+    except NoSampler as error:
+        log.warning("held-out prompts are not answered, and KL is not measured: %s", error)
+        return []
     answered = [
         TokenGroup(prompt_ids=group.prompt_ids, responses=(TokenResponse(ids=response.token_ids or ()),))
         for group, (response,) in zip(groups, drawn, strict=True)

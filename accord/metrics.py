@@ -70,7 +70,7 @@ def _pair_metrics(scored: ScoredGroups, result: ObjectiveResult, lengths_PK: Ten
         "rewards/chosen": reward_PK[p, better],
         "rewards/rejected": reward_PK[p, worse],
         "rewards/margins": margins,
-        "rewards/accuracies": _share_above_zero(margins),
+        "rewards/accuracies": _share_above_zero(torch.where(_is_noise(scored, p, better, worse), 0.0, margins)),
         "logps/chosen": logps_PK[p, better],
         "logps/rejected": logps_PK[p, worse],
         "length/chosen": lengths_PK[p, better],
@@ -78,6 +78,18 @@ def _pair_metrics(scored: ScoredGroups, result: ObjectiveResult, lengths_PK: Ten
         "ranking_accuracy": _share_above_zero(gap),
     }
     return {name: (float(values.double().sum()), float(len(values))) for name, values in columns.items()}
+
+
+def _is_noise(scored: ScoredGroups, p: Tensor, better: Tensor, worse: Tensor) -> Tensor:
+    """Whether two responses' log-ratios differ by no more than the rounding of their log-probabilities.
+
+    A policy equal to its reference has accuracy 1/2, though the two were scored in batches of other shapes.
+    """
+    if scored.reference_logps_PK is None:
+        return torch.zeros_like(p, dtype=torch.bool)
+    logps_PK, log_ratio_PK = scored.policy_logps_PK, scored.log_ratio_PK
+    size = 1.0 + logps_PK[p, better].abs() + logps_PK[p, worse].abs()
+    return (log_ratio_PK[p, better] - log_ratio_PK[p, worse]).abs() <= 32 * torch.finfo(logps_PK.dtype).eps * size
 
 
 def _share_above_zero(values: Tensor) -> Tensor:

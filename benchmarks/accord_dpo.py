@@ -47,7 +47,6 @@ class Watch:
             mock.patch.object(Reference, "fill", self._fill(_timed(Reference.fill, self.reference))),
             mock.patch.object(Loop, "save_checkpoint", _timed(Loop.save_checkpoint, self.saving)),
             mock.patch.object(Loop, "train", self._train(_timed(Loop.train, self.train))),
-            mock.patch.object(Loop, "_log", self._log(Loop._log)),
             mock.patch.object(Policy, "token_logps", self._count(Policy.token_logps)),
         ):
             yield self
@@ -76,13 +75,9 @@ class Watch:
 
         return wrapped
 
-    def _log(self, log: Callable[..., None]) -> Callable[..., None]:
-        def wrapped(loop: Loop, sums: Any, *rest: Any) -> None:
-            total, count = sums["loss"]
-            self.losses.append(total / count)
-            log(loop, sums, *rest)
-
-        return wrapped
+    def note(self, step: int, total: int, metrics: dict[str, float]) -> None:
+        """Keep a step's loss; the run's progress callback."""
+        self.losses.append(metrics["loss"])
 
     def _count(self, token_logps: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(policy: Policy, batch: Any, *rest: Any, **options: Any) -> Any:
@@ -118,6 +113,7 @@ def run(model: Path, data: Path, cache: Path, lr: float, more: dict[str, Any]) -
             model=str(model),
             data=str(data),
             out=str(Path(out) / "run"),
+            progress=watch.note,
             **{
                 "objective": "dpo",
                 "objective.beta": 0.1,

@@ -12,4 +12,3 @@ source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 html_theme = "furo"
 myst_heading_anchors = 3
-suppress_warnings = ["toc.empty_glob"]  # measurements.md is written by the benchmark

@@ -257,7 +257,7 @@ def _signature(name: str, function: Any) -> str:
         stars = {inspect.Parameter.VAR_KEYWORD: "**", inspect.Parameter.VAR_POSITIONAL: "*"}.get(parameter.kind, "")
         text = f"{stars}{parameter.name}: {parameter.annotation}"
         if parameter.default is not inspect.Parameter.empty:
-            text += " = …" if callable(parameter.default) else f" = {parameter.default!r}"
+            text += " = ..." if callable(parameter.default) else f" = {parameter.default!r}"
         parts.append(text)
     returned = inspect.signature(function).return_annotation
     return name + "(\n" + "".join(f"    {part},\n" for part in parts) + f") -> {returned}"

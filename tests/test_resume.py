@@ -58,10 +58,12 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(name: str, tmp_path: Path)
     settings |= {"model.lora_rank": 2} if name.endswith("+lora") else {}
     whole = run(pairs, tmp_path / "whole", **settings)
     first = run(pairs, tmp_path / "parts", progress=stop_at(3), **settings)
-    assert first.was_stopped and first.summary["steps"] == 3
+    assert first.was_stopped
+    assert first.summary["steps"] == 3
     assert not (tmp_path / "parts" / "model").exists()
     second = run(pairs, tmp_path / "parts", resume=True, **settings)
-    assert not second.was_stopped and second.summary["steps"] == whole.summary["steps"] == 6
+    assert not second.was_stopped
+    assert second.summary["steps"] == whole.summary["steps"] == 6
     assert_same_run(tmp_path / "whole", tmp_path / "parts", 6)
     assert_same_bits(metrics_of(whole), metrics_of(second))
     for key in ("eval_before", "eval_after", "samples", "tokens", "best_step"):
@@ -97,7 +99,7 @@ def test_a_finished_run_taken_up_again_stays_as_it_is(tmp_path: Path):
 
 
 def test_an_early_stop_is_remembered(tmp_path: Path):
-    """With a rate of 0.3 the held-out loss only rises: patience 2 ends the run at the second evaluation without gain."""
+    """At a rate of 0.3 the held-out loss only rises: patience 2 ends the run at the second evaluation without gain."""
     pairs = write_pairs(tmp_path)
     settings = {"train.epochs": 4, "train.lr": 0.3, "evaluate.every": 1, "evaluate.patience": 2, "train.warmup": 0}
     whole = run(pairs, tmp_path / "whole", **settings)
@@ -154,7 +156,8 @@ def wait_for(path: Path, process: subprocess.Popen[bytes], seconds: float = 60) 
     """Wait until a file is there."""
     end = time.monotonic() + seconds
     while not path.exists():
-        assert time.monotonic() < end and process.poll() is None, f"no {path.name}"
+        assert time.monotonic() < end, f"no {path.name}"
+        assert process.poll() is None, f"ended before {path.name}"
         time.sleep(0.01)
 
 

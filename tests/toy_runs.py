@@ -100,6 +100,17 @@ def metrics_of(done: AlignResult | Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in CLOCKS} for line in lines]
 
 
+def losses_of(out: Path) -> list[float]:
+    """The reported training losses."""
+    return [line["loss"] for line in metrics_of(out) if "loss" in line]
+
+
+def evaluations_of(out: Path) -> list[dict[str, float]]:
+    """The reported held-out metrics."""
+    lines = [{key: value for key, value in line.items() if key.startswith("eval/")} for line in metrics_of(out)]
+    return [line for line in lines if line]
+
+
 def checkpoint_of(out: Path, step: int) -> dict[str, Any]:
     """Everything a checkpoint holds, read without Accord."""
     folder = out / "checkpoints" / f"step-{step:06d}"

@@ -24,6 +24,10 @@ from accord.policy.policy import Policy
 from accord.records import FinishReason, Group, Response
 
 
+class NoSampler(PolicyError):
+    """The model has no attention cache, which the local sampler needs."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
     """How to draw. temperature 0 = greedy; top_p and top_k cut the tail, and the rest is renormalised."""
@@ -65,8 +69,8 @@ def sample_responses(
     Each response carries its token ids (incl. the end-of-sequence token if drawn), its finish reason and the
     log-probabilities, nats, of the distribution it was actually drawn from (after temperature, top-p, top-k).
     A response also ends, as at `max_tokens`, where the model has no further position.
-    Raises PolicyError for a prompt that is empty or fills the model's window, a model without an attention cache, and
-    logits that are not numbers.
+    Raises PolicyError for a prompt that is empty or fills the model's window and for logits that are not numbers, and
+    its child NoSampler for a model without an attention cache.
     """
     window = _window(policy)
     for index, prompt in enumerate(prompts):
@@ -158,8 +162,8 @@ class _Rows:
             raise self._no_cache() from error
         return cache
 
-    def _no_cache(self) -> PolicyError:
-        return PolicyError(
+    def _no_cache(self) -> NoSampler:
+        return NoSampler(
             f"{type(self.policy.causal_lm).__name__} keeps no attention cache, which the local sampler needs — "
             "sample from it through an external engine"
         )

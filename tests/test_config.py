@@ -1,0 +1,156 @@
+"""Settings: what is unknown or has no effect is refused, what is written down is what runs."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from toy_runs import BASE, labelled_groups, metrics_of, run, write_pairs
+
+from accord.config import (
+    AlignConfig,
+    ObjectiveConfig,
+    Section,
+    build_config,
+    flatten,
+    parse_assignment,
+    read_recipe,
+    valid_keys,
+)
+from accord.errors import ConfigError
+from accord.objectives import OBJECTIVES
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+HERE = {"model": "m", "data": "d"}
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("train.learning_rate", "train."), ("train.lrr", "train.lr"), ("trian.lr", "train.lr"), ("lr", "train.lr"),
+        ("modle.path", "model.path"), ("data.pth", "data.path"), ("reference.pth", "reference.path"),
+        ("model.lora_rnk", "model.lora_rank"), ("evaluate.patiens", "evaluate.patience"),
+        ("objective.bta", "objective.beta"), ("beta", "objective.beta"), ("epochs", "train.epochs"),
+    ],
+)  # fmt: skip
+def test_an_unknown_key_names_the_nearest(given: str, meant: str):
+    with pytest.raises(ConfigError, match=f"unknown setting {given}") as caught:
+        build_config(HERE | {given: 1})
+    hint = str(caught.value).partition(" — ")[2]
+    assert hint.startswith((f"did you mean {meant}", "valid ones are"))
+    assert meant in hint
+
+
+@pytest.mark.parametrize("key", valid_keys())
+def test_every_key_is_refused_with_a_letter_too_many(key: str):
+    with pytest.raises(ConfigError, match=f"did you mean {key}"):
+        build_config(HERE | {f"{key}x" if "." in key else f"{key}tt": 1})
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"objective": "dpoo"}, "did you mean dpo"),
+        ({"objective": "ipo", "objective.beta": 0.1}, "ipo does not use it.*dpo"),
+        ({"objective.beta": -1}, "objective.beta"),
+        ({"objective.beta": "much"}, "objective.beta='much'"),
+        ({"train.lr": 0}, "train.lr=0"),
+        ({"train.batch_size": 2.5}, "train.batch_size=2.5"),
+        ({"train.schedule": "wavy"}, "'constant', 'linear' or 'cosine'"),
+        ({"evaluate.patience": 2}, "evaluate.every is not"),
+        ({"model.lora_alpha": 8}, "model.lora_rank is not"),
+        ({"model.lora_targets": "q_proj"}, "model.lora_rank is not"),
+        ({"data.eval_path": "e", "data.eval_fraction": 0.2}, "only one of them"),
+        ({"train": 5, "train.lr": 1e-3}, "expected one of them"),
+        ({"train": 5}, "got train=5"),
+        ({"data": None}, "data.path"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_refused(settings: dict[str, Any], says: str):
+    with pytest.raises(ConfigError, match=says):
+        build_config(HERE | settings)
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(ConfigError, match=r"model\.path is missing.*--model.*data\.path is missing.*--data"):
+        build_config({})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-6", 1e-6), ("1E5", 1e5), ("0.1", 0.1), ("3", 3), ("null", None), ("true", True), ("false", False),
+        ("[1, b]", [1, "b"]), ("a=b", "a=b"), ("it's: a: mess", "it's: a: mess"), ("", None), ("dpo", "dpo"),
+        ("runs/e1", "runs/e1"), ("'1e3'", "1e3"),
+    ],
+)  # fmt: skip
+def test_values_of_the_command_line(text: str, value: object):
+    key, found = parse_assignment(f"some.key={text}")
+    assert (key, found, type(found)) == ("some.key", value, type(value))
+
+
+@pytest.mark.parametrize("text", ["train.lr", "=3"])
+def test_what_is_no_assignment(text: str):
+    with pytest.raises(ConfigError, match="expected key=value"):
+        parse_assignment(text)
+
+
+def test_the_resolved_settings_build_the_same_settings():
+    config = build_config(HERE | {"objective": "kto", "objective.beta": "2e-1", "train.lr": "1e-5", "train.epochs": 3})
+    assert config.train.lr == 1e-5
+    assert config.objective.settings == OBJECTIVES["kto"].defaults() | {"beta": 0.2}
+    again = yaml.safe_load(yaml.safe_dump(config.to_dict()))
+    assert build_config(again) == config
+
+
+# -- nothing is written down in vain -----------------------------------------------------------------------------------
+
+
+def test_every_setting_is_read_somewhere():
+    """Each field of each section appears as an attribute in another module of the package."""
+    read: set[str] = set()
+    for path in (ROOT / "accord").rglob("*.py"):
+        if path.name != "config.py":
+            nodes = ast.walk(ast.parse(path.read_text()))
+            read |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+    for section in (*Section.__subclasses__(), ObjectiveConfig):
+        for name in section.model_fields:
+            assert name in read, f"{section.__name__}.{name} is a setting that nothing reads"
+    assert len(list(Section.__subclasses__())) >= len(AlignConfig.model_fields) - 1
+
+
+def test_every_objective_has_a_recipe():
+    assert {read_recipe(path)["objective"]["name"] for path in RECIPES} >= set(OBJECTIVES)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_runs(path: Path, tmp_path: Path):
+    """Two steps of each on the shipped model; only sizes that 16 rows cannot fill are replaced."""
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# ")
+    assert len(lines) <= 40
+    settings = dict(flatten(read_recipe(path))) | {"train.max_steps": 2, "train.epochs": 1, "evaluate.every": 1}
+    data = labelled_groups() if settings["objective.name"] == "kto" else write_pairs(tmp_path)
+    result = run(data, tmp_path / "out", model=str(BASE), **settings | {"train.batch_size": 4})
+    assert len([line for line in metrics_of(result) if "loss" in line]) == 2
+    assert result.run is not None
+    kept = result.run.read_config()
+    for key, value in settings.items():
+        section, name = key.split(".")
+        if key != "train.batch_size":
+            assert kept[section][name] == value
+
+
+def test_a_recipe_that_is_none(tmp_path: Path):
+    for text, says in (("- a\n- b", "list"), ("a: [", "not YAML"), (None, "cannot be read")):
+        path = tmp_path / "recipe.yaml"
+        if text is None:
+            path = tmp_path / "absent.yaml"
+        else:
+            path.write_text(text)
+        with pytest.raises(ConfigError, match=says):
+            read_recipe(path)
