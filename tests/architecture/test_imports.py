@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": {"errors", "data", "groups", "policy"},
     "checkpoint": {"errors", "store", "policy"},
     "plan": {"errors", "data", "policy"},
-    "certify": {"errors", "claims", "errors", "records", "data", "policy"},
+    "certify": {"errors", "claims", "records", "data", "policy"},
     "held_out": {"errors", "config", "data", "evaluation", "metrics", "objectives", "policy"},
     "train": {
         "checkpoint", "config", "data", "errors", "held_out", "metrics", "objectives", "policy", "store", "tracking",
