@@ -5,13 +5,11 @@ Public names are imported on first use, so that `import accord` stays light.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from accord.align import AlignResult, align
+    from accord.alignment import AlignResult, align
     from accord.config import AlignConfig, build_config
     from accord.data import encode_groups, load_groups
     from accord.groups import ObjectiveResult, ScoredGroups
@@ -24,11 +22,11 @@ __version__ = "0.1.0"
 _PLACES = {
     "OBJECTIVES": "accord.objectives",
     "AlignConfig": "accord.config",
-    "AlignResult": "accord.align",
+    "AlignResult": "accord.alignment",
     "ObjectiveResult": "accord.groups",
     "Policy": "accord.policy.policy",
     "ScoredGroups": "accord.groups",
-    "align": "accord.align",
+    "align": "accord.alignment",
     "build_config": "accord.config",
     "encode_groups": "accord.data",
     "load_groups": "accord.data",
@@ -54,14 +52,3 @@ def __getattr__(name: str) -> Any:
     if name in _PLACES:
         return getattr(import_module(_PLACES[name]), name)
     raise AttributeError(f"module 'accord' has no attribute {name!r}")
-
-
-class _Package(ModuleType):
-    """Keeps `accord.align` the function: on import, Python would put the module of that name in its place."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _PLACES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

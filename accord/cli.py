@@ -107,11 +107,12 @@ def _align(parsed: argparse.Namespace) -> int:
 
     config = build_config(_settings(parsed))
     quiet_libraries()
-    from accord.align import align
+    from accord.alignment import align
 
     with ProgressBars() as bars:
         result = align(
-            config, resume=parsed.resume, dry_run=parsed.dry_run, progress=bars.training(), announce=announce
+            config, resume=parsed.resume, dry_run=parsed.dry_run, progress=bars.training(), announce=announce,
+            show_reference=lambda done, total: bars.show("scoring the reference", done, total),
         )  # fmt: skip
     if parsed.json and is_first_process():
         print(dump_json({"plan": result.plan, "summary": result.summary}, indent=2))

@@ -102,18 +102,7 @@ class RunFolder:
         path = Path(path).absolute()
         with storing("a run folder", path):
             path.mkdir(parents=True, exist_ok=True)
-        found = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
-        is_run = "manifest.json" in found
-        if found and not is_run:
-            raise StoreError(
-                f"got a folder that is not empty and not a run of Accord: {path} (holds {_some(found)}) — "
-                "expected a new or empty folder — choose another output folder"
-            )
-        if found and not (resume or overwrite):
-            raise StoreError(
-                f"got a folder that already holds a run: {path} (holds {_some(found)}) — expected a new or empty "
-                "folder — choose another output folder, or continue this run with --resume; nothing was changed"
-            )
+        is_run = check_vacant(path, run_is_fine=resume or overwrite)
         check_writable(path)
         lock_folder(path)
         run = cls(path, is_resumed=is_run and resume)
@@ -404,6 +393,24 @@ class RunFolder:
                 remove(self.path / name)
             for earlier in self.path.glob("config-*.yaml"):
                 remove(earlier)
+
+
+def check_vacant(path: str | Path, *, run_is_fine: bool = False) -> bool:
+    """Return whether `path` holds a run; raise StoreError when it holds anything else, or a run that is not fine."""
+    path = Path(path).absolute()
+    found = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".")) if path.is_dir() else []
+    is_run = "manifest.json" in found
+    if found and not is_run:
+        raise StoreError(
+            f"got a folder that is not empty and not a run of Accord: {path} (holds {_some(found)}) — "
+            "expected a new or empty folder — choose another output folder"
+        )
+    if is_run and not run_is_fine:
+        raise StoreError(
+            f"got a folder that already holds a run: {path} (holds {_some(found)}) — expected a new or empty "
+            "folder — choose another output folder, or continue this run with --resume; nothing was changed"
+        )
+    return is_run
 
 
 def describe_environment() -> dict[str, Any]:

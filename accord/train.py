@@ -23,18 +23,18 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from accord.checkpoint import load_checkpoint, write_checkpoint
 from accord.config import EvaluateConfig, TrainConfig
 from accord.data.batching import epoch_batches, micro_batches
 from accord.data.tokens import TokenGroup
 from accord.errors import TrainingError
-from accord.held_out import INDICATORS, Evaluation, evaluate
-from accord.metrics import Sums, add_up, example_rows, means, measure
 from accord.objectives import Need, ObjectiveSpec
 from accord.policy.judgements import to_scored_groups
 from accord.policy.mismatched import mismatched_groups
 from accord.policy.policy import Policy
 from accord.policy.reference import Reference
+from accord.run.checkpoint import load_checkpoint, write_checkpoint
+from accord.run.held_out import INDICATORS, Evaluation, evaluate
+from accord.run.metrics import Sums, add_up, example_rows, means, measure
 from accord.store import RunFolder
 from accord.tracking import Tracker
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from accord.align import AlignResult, align
+from accord.alignment import AlignResult, align
 from accord.data import write_groups
 from accord.lab.annotators import GOLD, judge_groups
 from accord.lab.base_model import base_model_folder

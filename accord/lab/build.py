@@ -82,7 +82,7 @@ def build_model(tokenizer: Any, seed: int) -> LlamaForCausalLM:
 
 def train_base(start: Path, scratch: Path, *, steps: int, seed: int) -> Policy:
     """Fine-tune the model in `start` on fresh demonstrations, 64 a step, by Accord's own engine; return the policy."""
-    from accord.align import align
+    from accord.alignment import align
 
     done = align(
         groups=sft_groups(64 * steps, seed),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from accord.align import align
+from accord.alignment import align
 from accord.config import build_config
 from accord.data import encode_groups, write_groups
 from accord.data.batching import chunked

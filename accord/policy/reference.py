@@ -118,29 +118,33 @@ class Reference:
         share: Callable[[list[TokenGroup]], list[TokenGroup]] = lambda groups: groups,
         merge: Callable[[dict[bytes, float]], dict[bytes, float]] = lambda values: values,
         write: bool = False,
-        progress: Callable[[int], None] = lambda tokens: None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         """Compute what is missing. `share` picks this process's part, `merge` joins all processes' values."""
         missing = self.missing(groups)
         self.num_reused += len(groups) - len(missing)
-        if not missing:
-            return
-        self._cache.update(merge(self._compute(share(missing), progress)))
+        # every process comes to `merge`, also one whose own cache on disk lacked nothing
+        self._cache.update(merge(self._compute(share(missing), progress) if missing else {}))
+        rest = self.missing(groups)  # what no other process lacked, and so did not compute
+        if rest:
+            self._cache.update(self._compute(rest))
         self.num_computed += len(missing)
-        if write:
+        if write and missing:
             self._cache.write()
 
     def _compute(
-        self, groups: Sequence[TokenGroup], progress: Callable[[int], None] = lambda tokens: None
+        self, groups: Sequence[TokenGroup], progress: Callable[[int, int], None] = lambda done, total: None
     ) -> dict[bytes, float]:
         values: dict[bytes, float] = {}
+        done = 0
         with self._scorer() as policy, torch.no_grad():
             for part in chunked(groups, self._max_tokens, layout=policy.layout):
                 scores = policy.score(part)
                 rows = scores.logps_PK.double().cpu()
                 for row, group in enumerate(part):
                     values.update({d: float(rows[row, column]) for column, d in enumerate(_digests(group))})
-                progress(sum(group.num_tokens for group in part))
+                done += len(part)
+                progress(done, len(groups))
         return values
 
 

@@ -25,17 +25,11 @@ ALLOWED: dict[str, set[str]] = {
     "terminal": {"claims", "objectives"},
     "evaluation": {"errors", "records", "durable", "store"},
     "policy": {"errors", "records", "data", "groups"},
-    "metrics": {"errors", "data", "groups", "policy"},
-    "checkpoint": {"errors", "store", "policy"},
-    "plan": {"errors", "data", "policy"},
     "certify": {"errors", "claims", "records", "data", "policy"},
-    "held_out": {"errors", "config", "data", "evaluation", "metrics", "objectives", "policy"},
-    "train": {
-        "checkpoint", "config", "data", "errors", "held_out", "metrics", "objectives", "policy", "store", "tracking",
-    },
-    "align": {
-        "config", "data", "errors", "evaluation", "held_out", "objectives", "plan", "policy", "records", "store",
-        "tracking", "train",
+    "run": {"config", "data", "errors", "evaluation", "groups", "objectives", "policy", "records", "store"},
+    "train": {"config", "data", "errors", "objectives", "policy", "run", "store", "tracking"},
+    "alignment": {
+        "config", "errors", "evaluation", "objectives", "policy", "records", "run", "store", "tracking", "train",
     },
 }  # fmt: skip
 EVERYTHING = set(ALLOWED) | {"lab", "accord"}

@@ -46,6 +46,7 @@ def make_plan(
         "tokens_per_epoch": round(per_group * len(groups)),
         "tokens_per_epoch_if_padded_by_8": padded,
         "layout": policy.layout,
+        "why_plain": policy.why_plain,
         "parameters": sum(p.numel() for p in parameters),
         "trained_parameters": sum(p.numel() for p in trained),
         "bytes_weights": weights,
@@ -75,3 +76,24 @@ def _time_pass(policy: Policy, groups: Sequence[TokenGroup]) -> float:
     if policy.device.type == "cuda":
         torch.cuda.synchronize()
     return (time.perf_counter() - started) / sum(group.num_tokens for group in chosen)
+
+
+def describe_plan(plan: dict[str, Any]) -> str:
+    """Return the plan as lines for a terminal."""
+    gib = 2**30
+    why_plain = plan["why_plain"]
+    saved = plan["tokens_per_epoch_if_padded_by_8"] / max(1, plan["tokens_per_epoch"])
+    return "\n".join(
+        (
+            "Plan",
+            f"  groups                 {plan['groups']} to train on, {plan['held_out_groups']} held out",
+            f"  steps                  {plan['optimiser_steps']}",
+            f"  tokens                 {plan['tokens_to_train']} to train, {plan['tokens_to_reference']} to reference",
+            f"  layout                 {plan['layout']}"
+            + (f" ({why_plain})" if why_plain else f": {saved:.1f}× fewer tokens than padded pairs of 8"),
+            f"  parameters             {plan['parameters']:,} ({plan['trained_parameters']:,} trained)",
+            f"  memory                 {plan['bytes_weights'] / gib:.2f} GiB weights, "
+            f"{plan['bytes_gradients_and_moments'] / gib:.2f} GiB gradients and moments, besides activations",
+            f"  expected time          {plan['expected_seconds']:.0f} s on this machine, evaluation not counted",
+        )
+    )

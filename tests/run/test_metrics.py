@@ -10,11 +10,11 @@ from models import build_policy, ragged_groups
 
 from accord.data.tokens import TokenGroup, TokenResponse
 from accord.groups import ScoredGroups
-from accord.metrics import add_up, example_rows, means, measure
 from accord.objectives import OBJECTIVES
 from accord.policy.judgements import to_scored_groups
 from accord.policy.policy import Scores
 from accord.records import Comparison, Judgement, Label, Ranking
+from accord.run.metrics import add_up, example_rows, means, measure
 
 
 def judged() -> list[TokenGroup]:

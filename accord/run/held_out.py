@@ -13,13 +13,13 @@ from accord.config import EvaluateConfig
 from accord.data.batching import chunked
 from accord.data.tokens import TokenGroup, TokenResponse
 from accord.evaluation.intervals import mean_interval, wilson
-from accord.metrics import Sums, add_up, example_rows, means, measure
 from accord.objectives import Need, ObjectiveSpec
 from accord.policy.head import Statistic
 from accord.policy.judgements import to_scored_groups
 from accord.policy.policy import Policy
 from accord.policy.reference import Reference
 from accord.policy.sample import NoSampler, SamplingSettings, sample_responses
+from accord.run.metrics import Sums, add_up, example_rows, means, measure
 
 log = logging.getLogger(__name__)
 

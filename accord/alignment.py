@@ -1,0 +1,265 @@
+"""The verb: settings in, an aligned policy and its run folder out. Puts the parts together; the work is theirs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from accord.config import AlignConfig, build_config, flatten
+from accord.errors import ConfigError, DataError, StoreError
+from accord.evaluation.report import write_report
+from accord.objectives import OBJECTIVES, Need
+from accord.policy.load import hash_weights, load_policy
+from accord.policy.policy import Policy
+from accord.policy.reference import Reference
+from accord.records import Group
+from accord.run.data import DataFacts, check_needs, encode_run_data, load_run_data
+from accord.run.held_out import Evaluation
+from accord.run.plan import describe_plan, make_plan
+from accord.run.reference import Origin, make_reference, starts_at_base
+from accord.store import RunFolder, check_vacant
+from accord.tracking import open_tracker
+from accord.train import Loop
+
+log = logging.getLogger(__name__)
+
+FREE_TO_CHANGE = (
+    "out", "model.device", "reference.cache", "train.log_every", "train.checkpoint_every", "train.keep_last",
+    "train.statistics", "train.write_rows", "tracking.", "evaluate.",
+)  # fmt: skip
+"""Settings a resumed run may change: they do not move the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignResult:
+    """What `align` returns. After a dry run `policy` is untouched and `run` is None."""
+
+    policy: Policy
+    summary: dict[str, Any]
+    plan: dict[str, Any]
+    data_report: str
+    run: RunFolder | None
+    was_stopped: bool = False
+
+
+def align(
+    config: AlignConfig | None = None,
+    *,
+    policy: Policy | None = None,
+    groups: Sequence[Group] | None = None,
+    eval_groups: Sequence[Group] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Callable[[int, int, dict[str, float]], None] = lambda step, total, metrics: None,
+    announce: Callable[[str], None] = lambda text: None,
+    show_reference: Callable[[int, int], None] = lambda done, total: None,
+    **settings: Any,
+) -> AlignResult:
+    """Train a policy on judged responses and evaluate it on held-out ones.
+
+    Settings are dotted keys, `align(model=DIR, data=FILE, out=DIR, **{"objective.beta": 0.1})`, or a ready `config`.
+    A loaded `policy` and `groups` in memory take the place of `model` and `data`. `overwrite` replaces an earlier run
+    in `out`; `dry_run` stops after the plan and the data report. Raises AccordError's children; a run folder is made
+    only once data and model are known good.
+    """
+    if config is None:
+        config = build_config(_with_places(settings, policy, groups))
+    elif settings:
+        raise ConfigError(f"got a config and also {', '.join(settings)} — give one or the other")
+    spec = OBJECTIVES[config.objective.name]
+    on_cpu = config.model.device == "cpu" or not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no")  # model.precision says which
+    out = config.out or f"runs/{config.objective.name}-{Path(config.model.path).name}"
+    if not (dry_run or resume or overwrite) and accelerator.is_main_process:
+        check_vacant(out)  # before minutes of loading; taken for good below
+    data, data_hash, loaded_text = load_run_data(config, groups, eval_groups)
+    for part in (data.train, data.held_out):
+        if part is not None:
+            check_needs(config.objective.name, spec, part)
+    was_given = policy is not None
+    if policy is None:
+        with torch.random.fork_rng():  # adapters start from random numbers
+            torch.manual_seed(config.train.seed)
+            policy = _load_policy(config, accelerator)
+    train, held_out, report = encode_run_data(config, data, policy, loaded_text)
+    policy.settle_layout([train[0], max(train, key=lambda group: group.num_tokens)])  # a window shows in the longest
+    start_hash = hash_weights(policy, base_only=policy.has_adapters)
+    origin = Origin(policy, config, start_hash, keep=was_given or Need.MISMATCHED_KL in spec.needs)
+    reference = make_reference(config, spec, policy, origin, train)
+    loop = Loop(
+        policy=policy, groups=train, eval_groups=held_out, spec=spec, objective_settings=config.objective.settings,
+        reference=reference, settings=config.train, evaluation=config.evaluate, accelerator=accelerator,
+        progress=progress, starts_at_reference=config.reference.path == "auto" and starts_at_base(policy),
+    )  # fmt: skip
+    origin.is_untouched = lambda: loop.state.step == 0
+    to_reference = len(reference.missing([*train, *held_out])) if reference is not None and spec.reference else 0
+    plan = make_plan(
+        policy, train, held_out,
+        num_steps=loop.num_steps, batch_size=config.train.batch_size, num_to_reference=to_reference,
+    )  # fmt: skip
+    announce(report.text)
+    announce(describe_plan(plan))
+    if dry_run:
+        return AlignResult(policy=policy, summary={}, plan=plan, data_report=report.text, run=None)
+    run = None
+    if accelerator.is_main_process:
+        run = RunFolder.create(out, resume=resume, overwrite=overwrite)
+        _describe_run(run, config, plan, report, {"data_hash": data_hash, "weights_hash": start_hash})
+    try:
+        return _run(config, loop, run, reference, report, plan, announce, show_reference)
+    except BaseException:
+        if run is not None:
+            with suppress(StoreError):  # on a full disk, the first error is the one to show
+                run.finish("stopped")
+        raise
+    finally:
+        if loop.tracker is not None:
+            loop.tracker.close()
+
+
+def _run(
+    config: AlignConfig, loop: Loop, run: RunFolder | None, reference: Reference | None, report: DataFacts,
+    plan: dict[str, Any], announce: Callable[[str], None], show_reference: Callable[[int, int], None],
+) -> AlignResult:  # fmt: skip
+    started = time.perf_counter()
+    if run is not None:
+        announce = _also_to_log(announce, run)
+    resumed_step = _restore(loop, run, announce)
+    if run is not None:
+        loop.run = run
+        loop.tracker = open_tracker(
+            run, wandb_project=config.tracking.wandb_project, config=config.to_dict(), resumed_step=resumed_step
+        )
+    if reference is not None and loop.spec.reference:
+        rank, world = loop.accelerator.process_index, loop.accelerator.num_processes
+        reference.fill(
+            [*loop.groups, *loop.eval_groups],
+            share=lambda groups: groups[rank::world],
+            merge=lambda values: {k: v for part in gather_object([values]) for k, v in part.items()},
+            write=loop.accelerator.is_main_process,
+            progress=show_reference,
+        )
+        announce(f"reference {reference.key}: {reference.num_computed} groups scored, {reference.num_reused} reused")
+    result = loop.train()
+    summary: dict[str, Any] = {
+        "objective": config.objective.name,
+        "steps": result.state.step,
+        "seconds": round(time.perf_counter() - started, 2),
+        "tokens": result.state.num_tokens,
+        "layout": loop.policy.layout,
+        "why_plain": loop.policy.why_plain,
+        "eval_before": result.first.metrics if result.first else None,
+        "eval_after": result.last.metrics if result.last else None,
+        "best_step": result.state.best_step,
+        "samples": _join_samples(result.first.samples if result.first else [], result.last),
+    }
+    if run is not None:
+        if resumed_step is not None:
+            summary |= _told_before(run, result.last)
+        run.write_summary(summary)
+        if not result.was_stopped:
+            with run.new_model() as folder:
+                loop.policy.save(folder)
+        run.finish("stopped" if result.was_stopped else "finished")
+        if config.tracking.report:
+            write_report(run)
+    loop.accelerator.wait_for_everyone()
+    return AlignResult(
+        policy=loop.policy, summary=summary, plan=plan, data_report=report.text, run=run, was_stopped=result.was_stopped
+    )  # fmt: skip
+
+
+def _with_places(settings: Mapping[str, Any], policy: Policy | None, groups: Sequence[Group] | None) -> dict[str, Any]:
+    """Name what came as an object, so that the config on disk says where it was from."""
+    named = dict(settings)
+    if policy is not None and not {"model", "model.path"} & named.keys():
+        named["model"] = policy.path or "(in memory)"
+    if groups is not None and not {"data", "data.path"} & named.keys():
+        named["data"] = "(in memory)"
+    return named
+
+
+def _load_policy(config: AlignConfig, accelerator: Accelerator) -> Policy:
+    model = config.model
+    device = model.device if model.device is not None and accelerator.num_processes == 1 else accelerator.device
+    return load_policy(
+        model.path, precision=model.precision, device=device, lora_rank=model.lora_rank,
+        lora_alpha=model.lora_alpha, lora_targets=model.lora_targets,
+        gradient_checkpointing=model.gradient_checkpointing, compile=model.compile, revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+    )  # fmt: skip
+
+
+# -- the run folder ----------------------------------------------------------------------------------------------------
+
+
+def _describe_run(
+    run: RunFolder, config: AlignConfig, plan: dict[str, Any], report: DataFacts, hashes: dict[str, str]
+) -> None:
+    """Write down what a run depends on; refuse to resume one whose settings, data or weights are not the same."""
+    now, earlier = dict(flatten(config.to_dict())), dict(flatten(run.read_config()))
+    changed = [key for key in now if now[key] != earlier.get(key, now[key]) and not key.startswith(FREE_TO_CHANGE)]
+    before = run.read_json("manifest")
+    if run.is_resumed and changed:
+        raise ConfigError(
+            f"got other settings than the run in {run.path} was started with ({', '.join(changed)}) — "
+            "expected the same — resume with those, or start a new run in another folder"
+        )
+    for name, value in hashes.items():
+        if run.is_resumed and before.get(name, value) != value:
+            raise DataError(
+                f"the {name.split('_')[0]} of the run in {run.path} changed since it was started — {name} differs"
+            )
+    run.write_config(config.to_dict())
+    run.update_manifest(**hashes, seed=config.train.seed, status="running")
+    run.write_json("plan", plan)
+    run.write_json("data_report", report.facts)
+    run.append_log(f"{report.text}\n{describe_plan(plan)}")
+
+
+def _restore(loop: Loop, run: RunFolder | None, announce: Callable[[str], None]) -> int | None:
+    """Take up the newest whole checkpoint, in every process, and say which; a fresh run returns None."""
+    checkpoint = run.latest_checkpoint() if run is not None and run.is_resumed else None
+    folder = gather_object([str(checkpoint.path) if checkpoint else None])[0]
+    if run is not None and run.is_resumed:
+        run.rewind(checkpoint.step if checkpoint else -1)
+        announce(str(checkpoint) if checkpoint else "no checkpoint yet: starting from the beginning")
+    if folder is None:
+        return None
+    loop.restore(Path(folder))
+    return loop.state.step
+
+
+def _also_to_log(announce: Callable[[str], None], run: RunFolder) -> Callable[[str], None]:
+    def tell(text: str) -> None:
+        announce(text)
+        run.append_log(text)
+
+    return tell
+
+
+def _told_before(run: RunFolder, last: Evaluation | None) -> dict[str, Any]:
+    """Return what a resumed run's summary takes from its evaluation before the first step, from the run's own files."""
+    lines = [line for line in run.read_metrics() if line["step"] == 0]
+    metrics = {key.removeprefix("eval/"): value for line in lines for key, value in line.items() if key != "step"}
+    samples = [sample for sample in run.read_rows("samples").to_pylist() if sample["step"] == 0]
+    return {"eval_before": metrics or None, "samples": _join_samples(samples, last)}
+
+
+def _join_samples(first: Sequence[dict[str, Any]], last: Evaluation | None) -> list[dict[str, Any]]:
+    before = {sample["index"]: sample for sample in first}
+    return [
+        {"prompt": sample["prompt"], "before": before[sample["index"]]["response"], "after": sample["response"]}
+        for sample in (last.samples if last else [])
+        if sample["index"] in before
+    ]
