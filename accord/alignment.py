@@ -8,33 +8,36 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from accord.config import AlignConfig, build_config, flatten
-from accord.errors import ConfigError, DataError, StoreError
+from accord.config import BFLOAT16_IS_TOO_COARSE, AlignConfig, build_config, default_lr, flatten, idle_keys
+from accord.data.tokens import TokenGroup
+from accord.errors import AccordError, ConfigError, DataError, StoreError
 from accord.evaluation.report import write_report
-from accord.objectives import OBJECTIVES, Need
+from accord.objectives import OBJECTIVES, Need, ObjectiveSpec
 from accord.policy.load import hash_weights, load_policy
 from accord.policy.policy import Policy
 from accord.policy.reference import Reference
 from accord.records import Group
-from accord.run.data import DataFacts, check_needs, encode_run_data, load_run_data
+from accord.run.data import DataFacts, check_needs, encode_run_data, hash_data, load_run_data
 from accord.run.held_out import Evaluation
 from accord.run.plan import describe_plan, make_plan
-from accord.run.reference import Origin, make_reference, starts_at_base
+from accord.run.reference import Origin, is_asked_later, make_reference, starts_at_base
 from accord.store import RunFolder, check_vacant
 from accord.tracking import open_tracker
-from accord.train import Loop
+from accord.train import Loop, memory_for
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 FREE_TO_CHANGE = (
     "out", "model.device", "reference.cache", "train.log_every", "train.checkpoint_every", "train.keep_last",
-    "train.statistics", "train.write_rows", "tracking.", "evaluate.",
+    "train.statistics", "train.write_rows", "tracking.", "evaluate.every", "evaluate.at_start", "evaluate.num_samples",
+    "evaluate.sample_tokens",
 )  # fmt: skip
 """Settings a resumed run may change: they do not move the weights."""
 
@@ -80,41 +83,57 @@ def align(
     on_cpu = config.model.device == "cpu" or not torch.accelerator.is_available()
     accelerator = Accelerator(cpu=on_cpu, mixed_precision="no")  # model.precision says which
     out = config.out or f"runs/{config.objective.name}-{Path(config.model.path).name}"
-    if not (dry_run or resume or overwrite) and accelerator.is_main_process:
-        check_vacant(out)  # before minutes of loading; taken for good below
-    data, data_hash, loaded_text = load_run_data(config, groups, eval_groups)
-    for part in (data.train, data.held_out):
-        if part is not None:
-            check_needs(config.objective.name, spec, part)
+    if not (dry_run or resume or overwrite):
+        _on_first(accelerator, lambda: check_vacant(out))  # before minutes of loading; taken for good below
+    data = load_run_data(config, groups, eval_groups)
+    check_needs(config.objective.name, spec, data)
     was_given = policy is not None
     if policy is None:
-        with torch.random.fork_rng():  # adapters start from random numbers
-            torch.manual_seed(config.train.seed)
-            policy = _load_policy(config, accelerator)
-    train, held_out, report = encode_run_data(config, data, policy, loaded_text)
-    policy.settle_layout([train[0], max(train, key=lambda group: group.num_tokens)])  # a window shows in the longest
-    start_hash = hash_weights(policy, base_only=policy.has_adapters)
-    origin = Origin(policy, config, start_hash, keep=was_given or Need.MISMATCHED_KL in spec.needs)
-    reference = make_reference(config, spec, policy, origin, train)
+        policy = _load_policy(config, accelerator)
+    else:
+        _check_given(policy, config)
+    config = _with_rate(config, spec, policy)
+    train, held_out, report = encode_run_data(config, data, policy)
+    hashes = {"data_hash": hash_data(data, train, held_out)}
+    with memory_for("checking the layout and the reference"):
+        _settle_layout(policy, train)
+        hashes["weights_hash"] = start_hash = hash_weights(policy, base_only=policy.has_adapters)
+        keep = is_asked_later(config, spec, is_resumed=was_given and resume)
+        no_way_back = was_given or Need.MISMATCHED_KL in spec.needs
+        origin = Origin(policy, config, start_hash, keep=keep and no_way_back)
+        reference, reference_bytes = make_reference(config, spec, policy, origin, train)
+    is_at_base = starts_at_base(policy)
     loop = Loop(
         policy=policy, groups=train, eval_groups=held_out, spec=spec, objective_settings=config.objective.settings,
         reference=reference, settings=config.train, evaluation=config.evaluate, accelerator=accelerator,
-        progress=progress, starts_at_reference=config.reference.path == "auto" and starts_at_base(policy),
+        progress=progress, starts_at_reference=config.reference.path == "auto" and is_at_base,
     )  # fmt: skip
     origin.is_untouched = lambda: loop.state.step == 0
-    to_reference = len(reference.missing([*train, *held_out])) if reference is not None and spec.reference else 0
-    plan = make_plan(
-        policy, train, held_out,
-        num_steps=loop.num_steps, batch_size=config.train.batch_size, num_to_reference=to_reference,
-    )  # fmt: skip
+    with memory_for("timing a pass for the plan"):
+        plan = make_plan(
+            policy, train, held_out,
+            num_steps=loop.num_steps, lr=loop.rate, tokens_to_train=loop.num_tokens_to_train(),
+            to_reference=reference.missing([*train, *held_out]) if reference is not None and spec.reference else [],
+            reference_bytes=reference_bytes,
+        )  # fmt: skip
     announce(report.text)
     announce(describe_plan(plan))
+    if reference is not None and config.reference.path == "auto" and not is_at_base:
+        announce(
+            "the policy starts from trained adapters: it is compared with the base model under them, not with its "
+            "own start; merge the adapters into the base to compare it with that"
+        )
     if dry_run:
         return AlignResult(policy=policy, summary={}, plan=plan, data_report=report.text, run=None)
-    run = None
-    if accelerator.is_main_process:
+
+    def open_run() -> RunFolder:
         run = RunFolder.create(out, resume=resume, overwrite=overwrite)
-        _describe_run(run, config, plan, report, {"data_hash": data_hash, "weights_hash": start_hash})
+        _describe_run(run, config, plan, report, hashes)
+        if bad_rows := data.bad_rows():
+            run.write_bad_rows(bad_rows)
+        return run
+
+    run = _on_first(accelerator, open_run)
     try:
         return _run(config, loop, run, reference, report, plan, announce, show_reference)
     except BaseException:
@@ -142,13 +161,14 @@ def _run(
         )
     if reference is not None and loop.spec.reference:
         rank, world = loop.accelerator.process_index, loop.accelerator.num_processes
-        reference.fill(
-            [*loop.groups, *loop.eval_groups],
-            share=lambda groups: groups[rank::world],
-            merge=lambda values: {k: v for part in gather_object([values]) for k, v in part.items()},
-            write=loop.accelerator.is_main_process,
-            progress=show_reference,
-        )
+        with memory_for("scoring the reference"):
+            reference.fill(
+                [*loop.groups, *loop.eval_groups],
+                share=lambda groups: groups[rank::world],
+                merge=lambda values: {k: v for part in gather_object([values]) for k, v in part.items()},
+                write=loop.accelerator.is_main_process,
+                progress=show_reference,
+            )
         announce(f"reference {reference.key}: {reference.num_computed} groups scored, {reference.num_reused} reused")
     result = loop.train()
     summary: dict[str, Any] = {
@@ -161,8 +181,14 @@ def _run(
         "eval_before": result.first.metrics if result.first else None,
         "eval_after": result.last.metrics if result.last else None,
         "best_step": result.state.best_step,
+        "weights_of_step": result.weights_step,
         "samples": _join_samples(result.first.samples if result.first else [], result.last),
     }
+    if result.weights_step != result.state.step:
+        announce(
+            f"stopped early after step {result.state.step}; the model has the weights of step {result.weights_step}, "
+            "where the held-out loss was lowest"
+        )
     if run is not None:
         if resumed_step is not None:
             summary |= _told_before(run, result.last)
@@ -192,12 +218,59 @@ def _with_places(settings: Mapping[str, Any], policy: Policy | None, groups: Seq
 def _load_policy(config: AlignConfig, accelerator: Accelerator) -> Policy:
     model = config.model
     device = model.device if model.device is not None and accelerator.num_processes == 1 else accelerator.device
-    return load_policy(
-        model.path, precision=model.precision, device=device, lora_rank=model.lora_rank,
-        lora_alpha=model.lora_alpha, lora_targets=model.lora_targets,
-        gradient_checkpointing=model.gradient_checkpointing, compile=model.compile, revision=model.revision,
-        trust_remote_code=model.trust_remote_code,
-    )  # fmt: skip
+    with torch.random.fork_rng():  # adapters start from random numbers
+        torch.manual_seed(config.train.seed)
+        return load_policy(
+            model.path, precision=model.precision, device=device, lora_rank=model.lora_rank,
+            lora_alpha=model.lora_alpha, lora_targets=model.lora_targets,
+            gradient_checkpointing=model.gradient_checkpointing, compile=model.compile, revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+        )  # fmt: skip
+
+
+def _check_given(policy: Policy, config: AlignConfig) -> None:
+    """Raise ConfigError for a policy in memory beside settings for loading one, or in too coarse a precision."""
+    keys = [key for key in type(config.model).model_fields if key not in ("path", "device")]
+    if idle := idle_keys(config.model, "model", keys):
+        raise ConfigError(
+            f"got a policy in memory and also {', '.join(idle)}, without effect on it — give them to load_policy"
+        )
+    coarse = {p.dtype for p in policy.parameters() if p.requires_grad} & {torch.bfloat16, torch.float16}
+    if coarse:
+        raise ConfigError(f"got a policy whose trained weights are {coarse.pop()} — {BFLOAT16_IS_TOO_COARSE}")
+
+
+def _with_rate(config: AlignConfig, spec: ObjectiveSpec, policy: Policy) -> AlignConfig:
+    """Put the learning rate in place where the settings leave it open, so that config.yaml names it."""
+    if config.train.lr is not None:
+        return config
+    lr = default_lr(learns_from_demonstrations=not spec.needs, has_adapters=policy.has_adapters)
+    return config.model_copy(update={"train": config.train.model_copy(update={"lr": lr})})
+
+
+def _settle_layout(policy: Policy, groups: Sequence[TokenGroup]) -> None:
+    """Check the layout; where any process finds that it does not fit, all take the plain path."""
+    policy.settle_layout([groups[0], max(groups, key=lambda group: group.num_tokens)])  # a window shows in the longest
+    why_plain = next((reason for reason in gather_object([policy.why_plain]) if reason is not None), None)
+    if why_plain is not None:
+        policy.fall_back_to_plain(why_plain)
+
+
+def _on_first(accelerator: Accelerator, work: Callable[[], T]) -> T | None:
+    """Do some work in the first process; where it fails, fail in all, so that none waits for the others."""
+    result, failed = None, None
+    if accelerator.is_main_process:
+        try:
+            result = work()
+        except AccordError as error:
+            failed = error
+    told = gather_object([None if failed is None else (type(failed), str(failed))])[0]
+    if failed is not None:
+        raise failed
+    if told is not None:
+        kind, text = told
+        raise kind(text)
+    return result
 
 
 # -- the run folder ----------------------------------------------------------------------------------------------------
@@ -231,13 +304,13 @@ def _restore(loop: Loop, run: RunFolder | None, announce: Callable[[str], None])
     """Take up the newest whole checkpoint, in every process, and say which; a fresh run returns None."""
     checkpoint = run.latest_checkpoint() if run is not None and run.is_resumed else None
     folder = gather_object([str(checkpoint.path) if checkpoint else None])[0]
+    if folder is not None:
+        loop.restore(Path(folder))
     if run is not None and run.is_resumed:
-        run.rewind(checkpoint.step if checkpoint else -1)
+        step = checkpoint.step if checkpoint else -1
+        run.rewind(step, keep_evaluation=loop.state.evaluated_step == step)
         announce(str(checkpoint) if checkpoint else "no checkpoint yet: starting from the beginning")
-    if folder is None:
-        return None
-    loop.restore(Path(folder))
-    return loop.state.step
+    return loop.state.step if folder is not None else None
 
 
 def _also_to_log(announce: Callable[[str], None], run: RunFolder) -> Callable[[str], None]:

@@ -14,7 +14,7 @@ from accord.data.tokens import TokenGroup, TokenResponse
 from accord.errors import DataError
 from accord.policy.check import check_layout, probe_groups
 from accord.policy.policy import Policy
-from accord.policy.sample import NoSampler, SamplingSettings, sample_responses
+from accord.policy.sample import NoSampler, SamplingSettings, sample_responses, stop_ids, trained_ends
 from accord.records import Comparison, Group, Message, Response
 
 
@@ -47,7 +47,7 @@ def _layout_claims(policy: Policy, groups: Sequence[TokenGroup]) -> Iterator[Cla
         )  # fmt: skip
         return
     yield Claim.equal(
-        "layout: tree = plain, log-probability per token (largest gap, nats)",
+        f"layout: tree = plain, log-probability per token ({found.measure} gap, nats)",
         expected=0, reached=found.gap_logps, tolerance=found.tolerance_logps,
     )  # fmt: skip
     yield Claim.equal(
@@ -60,10 +60,10 @@ def _layout_claims(policy: Policy, groups: Sequence[TokenGroup]) -> Iterator[Cla
 def _own_logits_claim(policy: Policy, groups: Sequence[TokenGroup]) -> Claim:
     """Compare scores with the model's own logits, one sequence at a time, no layout of ours between."""
     scored = policy.score(groups)
-    ours = scored.logps_PK[scored.is_valid_PK].double()
+    ours = scored.logps_PK.cpu().double()[scored.is_valid_PK.cpu()]
     with policy.attention("plain"):
         own = [_own_logp(policy, group, response) for group in groups for response in group.responses]
-    gap = float(((ours - torch.stack(own)).abs() / scored.num_tokens_PK[scored.is_valid_PK]).max())
+    gap = float(((ours - torch.stack(own)).abs() / scored.num_tokens_PK[scored.is_valid_PK].cpu()).max())
     low = next(policy.parameters()).dtype not in (torch.float32, torch.float64) or policy.autocast is not None
     return Claim.equal(
         "score = the model's own logits, per token (largest gap, nats)",
@@ -74,8 +74,8 @@ def _own_logits_claim(policy: Policy, groups: Sequence[TokenGroup]) -> Claim:
 def _own_logp(policy: Policy, group: TokenGroup, response: TokenResponse) -> Tensor:
     ids = torch.tensor([[*group.prompt_ids, *response.ids]], device=policy.device)
     logits = policy.causal_lm(input_ids=ids).logits[0, len(group.prompt_ids) - 1 : -1]
-    logps = F.log_softmax(logits.double(), dim=-1)
-    return logps.gather(-1, ids[0, len(group.prompt_ids) :, None]).sum().cpu()
+    logps = F.log_softmax(logits.cpu().double(), dim=-1)  # not every device has float64
+    return logps.gather(-1, ids[0, len(group.prompt_ids) :, None].cpu()).sum()
 
 
 _CONVERSATION = Group(
@@ -105,6 +105,10 @@ def _template_claims(policy: Policy) -> Iterator[Claim]:
         name,
         expected=1, reached=sum(ends) / len(ends), tolerance=0, note=f"template: {encoded.template or 'none needed'}",
     )  # fmt: skip
+    yield Claim.equal(
+        "template: trained ends that the sampler does not stop at",
+        expected=0, reached=len(trained_ends([group]) - stop_ids(policy)), tolerance=0,
+    )  # fmt: skip
     (prompt,) = encode_prompts([_CONVERSATION], policy.tokenizer)
     differing = sum(a != b for a, b in zip(prompt, group.prompt_ids, strict=False)) + abs(
         len(prompt) - len(group.prompt_ids)
@@ -121,7 +125,7 @@ def _sampler_claim(policy: Policy, prompt: tuple[int, ...]) -> Claim:
         return Claim.equal(name, expected=0, reached=0, tolerance=0, note=f"not sampled from here: {error}")
     responses = tuple(TokenResponse(ids=response.token_ids or ()) for response in drawn)
     with torch.no_grad():
-        scored = policy.score([TokenGroup(prompt_ids=prompt, responses=responses)]).token_logps_N.double().cpu()
+        scored = policy.score([TokenGroup(prompt_ids=prompt, responses=responses)]).token_logps_N.cpu().double()
     behaviour = torch.tensor([logp for response in drawn for logp in response.behaviour_logps or ()]).double()
     low = next(policy.parameters()).dtype not in (torch.float32, torch.float64) or policy.autocast is not None
     return Claim.equal(

@@ -25,16 +25,7 @@ class Claim:
     @classmethod
     def equal(cls, name: str, *, expected: float, reached: float, tolerance: float, note: str = "") -> Claim:
         """Claim that two numbers agree to an absolute tolerance. A NaN never passes."""
-        gap = abs(reached - expected)
-        return cls(
-            name=name,
-            expected=expected,
-            reached=reached,
-            gap=gap,
-            tolerance=tolerance,
-            passed=gap <= tolerance,
-            note=note,
-        )
+        return cls._judge(name, expected, reached, abs(reached - expected), tolerance, note)
 
     @classmethod
     def at_least(cls, name: str, *, bound: float, reached: float, tolerance: float = 0.0, note: str = "") -> Claim:

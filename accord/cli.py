@@ -52,6 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--model", help="model folder or Hub id")
         command.add_argument("--data", help="file, folder, glob or Hub id of judged responses")
         command.add_argument("--out", help="run folder")
+        command.add_argument(
+            "--skip-bad-rows", action="store_true", help="keep malformed rows aside (data.skip_bad_rows=true)"
+        )
         command.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
         command.add_argument("--dry-run", action="store_true", help="print the plan and the data report, then stop")
 
@@ -130,7 +133,11 @@ def _settings(parsed: argparse.Namespace) -> dict[str, Any]:
 
     recipes = [dict(flatten(read_recipe(text))) for text in parsed.settings if "=" not in text]
     assigned = dict(parse_assignment(text) for text in parsed.settings if "=" in text)
-    flags = {key: value for key in ("model", "data", "out") if (value := getattr(parsed, key)) is not None}
+    flags: dict[str, Any] = {
+        key: value for key in ("model", "data", "out") if (value := getattr(parsed, key)) is not None
+    }
+    if parsed.skip_bad_rows:
+        flags["data.skip_bad_rows"] = True
     settings: dict[str, Any] = {"objective.name": parsed.objective} if parsed.objective else {}
     for layer in (*recipes, assigned, flags):
         given = {SHORT.get(key, key): value for key, value in layer.items()}

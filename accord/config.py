@@ -7,12 +7,12 @@ The settings of an objective are read off its function's signature, so that they
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from accord.errors import ConfigError
@@ -51,7 +51,7 @@ class DataConfig(Section):
     split: str | None = None
     eval_path: str | None = Field(default=None, description="held-out file; None = a share of the data")
     eval_fraction: Fraction = Field(default=0.05, description="share of the groups held out when eval_path is None")
-    limit: PositiveInt | None = Field(default=None, description="use only the first rows")
+    limit: PositiveInt | None = Field(default=None, description="use only the first rows, of each of the two")
     skip_bad_rows: bool = False
     max_tokens: Annotated[int, Ge(2)] | None = Field(default=2048, description="of a prompt and one response")
     on_too_long: Literal["truncate", "truncate_prompt", "truncate_response", "drop", "error"] = "truncate"
@@ -99,17 +99,22 @@ class TrainConfig(Section):
     batch_size: PositiveInt = Field(default=64, description="groups per optimiser step, over all processes")
     max_batch_tokens: PositiveInt = Field(default=16384, description="laid-out tokens per forward pass and process")
     length_window: PositiveInt = Field(default=1, description="batches whose groups are sorted by length")
-    lr: Annotated[float, Gt(0)] = 1e-6
+    lr: Annotated[float, Gt(0)] | None = Field(
+        default=None,
+        description="highest learning rate of AdamW; None = 1e-6 (sft 2e-5), with adapters 1e-5 (sft 1e-4)",
+    )
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     warmup: Fraction = Field(default=0.1, description="share of the steps")
     weight_decay: NonNegative = 0.0
-    adam_beta1: Annotated[float, Ge(0), Le(1)] = 0.9
-    adam_beta2: Annotated[float, Ge(0), Le(1)] = 0.999
+    adam_beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
+    adam_beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
     adam_eps: Annotated[float, Gt(0)] = 1e-8
     max_grad_norm: Annotated[float, Gt(0)] | None = 1.0
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     log_every: PositiveInt = 1
-    checkpoint_every: PositiveInt | None = Field(default=None, description="steps; None = only when stopped or done")
+    checkpoint_every: PositiveInt | None = Field(
+        default=None, description="steps; None = a tenth of the run; more than there are = only when stopped or done"
+    )
     keep_last: PositiveInt = 2
     statistics: bool = Field(default=False, description="indicators at every step, too")
     write_rows: bool = Field(default=True, description="per-example rows in Parquet")
@@ -122,7 +127,9 @@ class EvaluateConfig(Section):
     at_start: bool = True
     num_samples: Annotated[int, Ge(0)] = Field(default=16, description="held-out prompts to answer, for KL and reading")
     sample_tokens: PositiveInt = 64
-    patience: PositiveInt | None = Field(default=None, description="evaluations without a lower loss")
+    patience: PositiveInt | None = Field(
+        default=None, description="stop after so many evaluations without a lower loss; the best weights are kept"
+    )
 
 
 class TrackingConfig(Section):
@@ -130,6 +137,13 @@ class TrackingConfig(Section):
 
     report: bool = Field(default=True, description="write report.html at the end; `accord report` does it later, too")
     wandb_project: str | None = None
+
+
+BFLOAT16_IS_TOO_COARSE = (
+    "weights in bfloat16 have 8 bits: a step smaller than 1/256 of a weight is rounded away, and at the learning rates "
+    "of alignment nearly all are — set model.precision=mixed (float32 weights, bfloat16 products) or "
+    "model.lora_rank=16 (float32 adapters on frozen bfloat16 weights)"
+)
 
 
 class AlignConfig(Section):
@@ -158,8 +172,17 @@ class AlignConfig(Section):
                 "model.lora_alpha or model.lora_targets is set but model.lora_rank is not: no adapters are trained",
             ),
             (
-                data.eval_path is not None and data.eval_fraction != DataConfig.model_fields["eval_fraction"].default,
+                data.eval_path is not None and data.eval_fraction != _default(DataConfig, "eval_fraction"),
                 "data.eval_path and data.eval_fraction are both set: only one of them can say what is held out",
+            ),
+            (
+                not self.evaluate.num_samples
+                and self.evaluate.sample_tokens != _default(EvaluateConfig, "sample_tokens"),
+                "evaluate.sample_tokens is set but evaluate.num_samples is 0: nothing is sampled",
+            ),
+            (
+                model.precision == "bfloat16" and not model.lora_rank and not _is_adapter_folder(model.path),
+                BFLOAT16_IS_TOO_COARSE,
             ),
         ):
             if is_idle:
@@ -171,6 +194,29 @@ class AlignConfig(Section):
         plain = self.model_dump(mode="json")
         plain["objective"] = {"name": self.objective.name, **self.objective.settings}
         return plain
+
+
+def _default(section: type[Section], key: str) -> Any:
+    return section.model_fields[key].default
+
+
+def _is_adapter_folder(path: str) -> bool:
+    return (Path(path).expanduser() / "adapter_config.json").is_file()
+
+
+def idle_keys(section: Section, name: str, keys: Iterable[str]) -> list[str]:
+    """Return which of a section's keys are set to something, as dotted keys."""
+    return [f"{name}.{key}" for key in keys if getattr(section, key) != _default(type(section), key)]
+
+
+def default_lr(*, learns_from_demonstrations: bool, has_adapters: bool) -> float:
+    """Return the learning rate of a run that names none.
+
+    Preferences move a model that is already good: 1e-6, with adapters 1e-5. Demonstrations teach it: 2e-5 and 1e-4.
+    """
+    if learns_from_demonstrations:
+        return 1e-4 if has_adapters else 2e-5
+    return 1e-5 if has_adapters else 1e-6
 
 
 SHORT = {"model": "model.path", "data": "data.path", "objective": "objective.name", "reference": "reference.path"}
@@ -196,7 +242,20 @@ def build_config(settings: Mapping[str, Any]) -> AlignConfig:
         config = AlignConfig.model_validate(nested)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
-    return config.model_copy(update={"objective": validate_objective(config.objective)})
+    config = config.model_copy(update={"objective": validate_objective(config.objective)})
+    _refuse_unasked_reference(config)
+    return config
+
+
+def _refuse_unasked_reference(config: AlignConfig) -> None:
+    from accord.objectives import OBJECTIVES
+
+    name, path = config.objective.name, config.reference.path
+    if path != "auto" and not OBJECTIVES[name].reference and not config.evaluate.num_samples:
+        raise ConfigError(
+            f"got reference.path={path}, but {name} has no reference and evaluate.num_samples is 0: nothing would ask "
+            "it — leave it out, or set evaluate.num_samples to measure the KL from it"
+        )
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

@@ -56,13 +56,6 @@ def hash_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_folder(path: str | Path) -> str:
-    """Return one SHA-256 over the names and contents of all files below a folder (a model's weights, a data set)."""
-    path = Path(path)
-    lines = [f"{hash_file(file)}  {file.relative_to(path).as_posix()}" for file in _files_below(path)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
 def find_damage(folder: Path, *, read_files: bool = True) -> str | None:
     """Return why a sealed folder is not whole, None when it is. Without `read_files` only sizes are compared."""
     if not (folder / INDEX).is_file():

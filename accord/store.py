@@ -6,6 +6,7 @@
       rows/train-000010.parquet                per-example rows, one part per flush
       checkpoints/step-000010/  model/         sealed by an index.json with the size and SHA-256 of every file
       bad_batch/  plan.json  data_report.json  the batch of a non-finite loss; what was said before training
+      bad_rows.jsonl                           rows that could not be read: file, line, reason
       summary.json  report.html                what is left to read
 
 Weights are written by `policy` and `train` into the folders handed out here, so nothing in this file needs torch.
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accord.config import flatten
 from accord.durable import (
     append_whole,
     atomic_write_bytes,
@@ -34,7 +36,6 @@ from accord.durable import (
     find_free_name,
     format_bytes,
     hash_file,
-    hash_folder,
     is_full_disk,
     lock_folder,
     read_json_file,
@@ -48,9 +49,9 @@ from accord.durable import (
 )
 from accord.errors import StoreError
 
-__all__ = ["Checkpoint", "RejectedCheckpoint", "RunFolder", "describe_environment", "hash_file", "hash_folder"]
+__all__ = ["Checkpoint", "RejectedCheckpoint", "RunFolder", "describe_environment", "hash_file"]
 
-FILES = ("config.yaml", "manifest.json", "log.txt", "metrics.jsonl", "plan.json", "data_report.json")
+FILES = ("config.yaml", "manifest.json", "log.txt", "metrics.jsonl", "plan.json", "data_report.json", "bad_rows.jsonl")
 RESULTS = ("summary.json", "report.html")
 FOLDERS = ("rows", "checkpoints", "model", "bad_batch", "tensorboard", "wandb")
 VERSIONED = ("accord", "torch", "transformers", "tokenizers", "peft", "accelerate", "datasets", "numpy", "pyarrow")
@@ -148,7 +149,7 @@ class RunFolder:
         text = yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True, width=110)
         changed: tuple[str, ...] = ()
         if path.exists():
-            before, after = _flatten(self.read_config()), _flatten(yaml.safe_load(text))
+            before, after = dict(flatten(self.read_config())), dict(flatten(yaml.safe_load(text)))
             keys = sorted(before.keys() | after.keys())
             changed = tuple(key for key in keys if before.get(key, _MISSING) != after.get(key, _MISSING))
             if not changed:
@@ -189,6 +190,12 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
         """Write `summary.json`: the run's final numbers (see `evaluation.report` for the keys it shows)."""
         return self.write_json("summary", summary)
+
+    def write_bad_rows(self, rows: Sequence[Mapping[str, Any]]) -> Path:
+        """Write the rows that could not be read, one JSON line each: file, line, reason."""
+        path = self.path / "bad_rows.jsonl"
+        atomic_write_text(path, "".join(dump_json(row) + "\n" for row in rows))
+        return path
 
     def append_log(self, text: str) -> None:
         """Append lines with a time stamp to `log.txt`."""
@@ -241,20 +248,29 @@ class RunFolder:
         parts = [pq.read_table(path) for path in self._parts(split)]
         return pa.concat_tables(parts, promote_options="permissive") if parts else pa.table({})
 
-    def rewind(self, step: int) -> int:
-        """Drop metrics and rows after `step` (−1 = all) so that a resumed run tells its story once; return how many."""
+    def rewind(self, step: int, *, keep_evaluation: bool = True) -> int:
+        """Drop metrics and rows after `step` (−1 = all) so that a resumed run tells its story once; return how many.
+
+        Without `keep_evaluation`, drop the evaluation after `step` too: its checkpoint was written before it.
+        """
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
         records = self.read_metrics()
-        kept = [record for record in records if record["step"] <= step]
+        kept = [
+            record
+            for record in records
+            if record["step"] < step + (keep_evaluation or not any(key.startswith("eval/") for key in record))
+        ]
         atomic_write_text(self.path / "metrics.jsonl", "".join(dump_json(record) + "\n" for record in kept))
         num_dropped = len(records) - len(kept)
         for path in self._parts(None):
-            if _part_name(path)[1] <= step:
+            split, last, _ = _part_name(path)
+            end = step + (keep_evaluation or split == "train")
+            if last < end:
                 continue
             table = pq.read_table(path)
-            early = table.filter(pc.field("step") <= step)
+            early = table.filter(pc.field("step") < end)
             num_dropped += len(table) - len(early)
             if len(early):
                 _write_table(path, early)
@@ -295,6 +311,10 @@ class RunFolder:
     def checkpoint_steps(self) -> tuple[int, ...]:
         """Return the steps that have a whole checkpoint, oldest first, as far as can be told without reading them."""
         return tuple(sorted(step for step, path in self._checkpoints() if self._is_whole(path)))
+
+    def checkpoint_path(self, step: int) -> Path:
+        """Return where the checkpoint of a step is, or would be."""
+        return self.path / "checkpoints" / _step_name(step)
 
     def latest_checkpoint(self) -> Checkpoint | None:
         """Return the newest checkpoint that is whole, with those passed over; None when none was ever completed.
@@ -425,15 +445,6 @@ def describe_environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[name] = None
     return {"versions": versions, "platform": platform.platform(), "machine": platform.machine()}
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat.update(_flatten(item, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
 
 
 _MISSING = object()

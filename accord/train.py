@@ -12,9 +12,10 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -32,7 +33,7 @@ from accord.policy.judgements import to_scored_groups
 from accord.policy.mismatched import mismatched_groups
 from accord.policy.policy import Policy
 from accord.policy.reference import Reference
-from accord.run.checkpoint import load_checkpoint, write_checkpoint
+from accord.run.checkpoint import load_checkpoint, load_weights, write_checkpoint
 from accord.run.held_out import INDICATORS, Evaluation, evaluate
 from accord.run.metrics import Sums, add_up, example_rows, means, measure
 from accord.store import RunFolder
@@ -53,6 +54,7 @@ class LoopState:
     best_step: int = -1
     num_worse: int = 0  # evaluations since the best one
     evaluated_step: int = -1  # of the last evaluation that was recorded
+    grad_norm: float = 0.0  # of the last step
     pending: Sums = field(default_factory=dict)  # of the steps since the last report
 
 
@@ -63,7 +65,8 @@ class LoopResult:
     state: LoopState
     was_stopped: bool  # by a signal
     first: Evaluation | None  # before the first step of this process
-    last: Evaluation | None
+    last: Evaluation | None  # of the weights that the policy now has, where there are held-out groups
+    weights_step: int  # whose weights the policy now has: the last step, or the best one after an early stop
 
 
 @dataclass(kw_only=True)
@@ -85,6 +88,8 @@ class Loop:
     starts_at_reference: bool = False
 
     def __post_init__(self) -> None:
+        assert self.settings.lr is not None, "a run's settings name the rate that was chosen"
+        self.rate = self.settings.lr
         self.state = LoopState(max_batch_tokens=self.settings.max_batch_tokens)
         self._trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
@@ -92,7 +97,7 @@ class Loop:
                 {"params": [p for p in self._trained if p.ndim >= 2], "weight_decay": self.settings.weight_decay},
                 {"params": [p for p in self._trained if p.ndim < 2], "weight_decay": 0.0},
             ],
-            lr=self.settings.lr,
+            lr=self.rate,
             betas=(self.settings.adam_beta1, self.settings.adam_beta2),
             eps=self.settings.adam_eps,
             fused=True,
@@ -105,6 +110,8 @@ class Loop:
         per_epoch = math.ceil(len(self.groups) / self.settings.batch_size)
         planned = max(1, round(self.settings.epochs * per_epoch))
         self.num_steps = min(planned, self.settings.max_steps or planned)
+        # a killed process loses a tenth of the run at most
+        self.checkpoint_every = self.settings.checkpoint_every or max(1, self.num_steps // 10)
         self._steps_per_epoch = per_epoch
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
 
@@ -122,32 +129,62 @@ class Loop:
 
     def _run(self) -> LoopResult:
         first = last = self._evaluate() if self.evaluation.at_start and self.state.step == 0 else None
-        grad_norm = seconds = 0.0
+        seconds = 0.0
         while self.state.step < self.num_steps and not self._is_out_of_patience():
             started = time.perf_counter()
-            sums, grad_norm = self._step()
+            sums = self._step()
             seconds = time.perf_counter() - started
             self.state.pending = add_up((self.state.pending, sums))
             if self.state.step % self.settings.log_every == 0:
-                self._log(grad_norm, seconds)
+                self._log(seconds)
             if self._is_due(self.evaluation.every):
                 last = self._evaluate()
             if self._is_stopped():
                 self.save_checkpoint()
-                return LoopResult(state=self.state, was_stopped=True, first=first, last=last)
-            if self._is_due(self.settings.checkpoint_every):
+                return self._result(first, last, was_stopped=True)
+            if self._is_due(self.checkpoint_every):
                 self.save_checkpoint()
         if self.state.pending:
-            self._log(grad_norm, seconds)
-        if self._is_out_of_patience():
-            log.info("stopped early: no lower held-out loss in %d evaluations", self.state.num_worse)
+            self._log(seconds)
+        self.save_checkpoint()  # before the last evaluation: whatever happens there, the training is kept
+        if self._is_out_of_patience() and self._take_best():
+            last = self._with_memory_to_spare(self._evaluate_now, self.eval_groups)
+            return self._result(first, last, weights_step=self.state.best_step)
         if last is None or self.state.evaluated_step != self.state.step:
             last = self._evaluate()
-        self.save_checkpoint()
-        return LoopResult(state=self.state, was_stopped=False, first=first, last=last)
+        if not self._is_finite():
+            raise TrainingError(
+                f"step {self.state.step}, the last one, left weights that are not finite — lower train.lr, or raise "
+                "the precision"
+            )
+        return self._result(first, last)
+
+    def _result(
+        self, first: Evaluation | None, last: Evaluation | None, *,
+        was_stopped: bool = False, weights_step: int | None = None,
+    ) -> LoopResult:  # fmt: skip
+        step = self.state.step if weights_step is None else weights_step
+        return LoopResult(state=self.state, was_stopped=was_stopped, first=first, last=last, weights_step=step)
+
+    def _take_best(self) -> bool:
+        """After an early stop: put the best checkpoint's weights in place; whether that changed them."""
+        best = self.state.best_step
+        if best == self.state.step:
+            return False
+        is_kept = self.run is not None and best in self.run.checkpoint_steps()
+        folder = gather_object([str(self.run.checkpoint_path(best)) if self.run is not None and is_kept else None])[0]
+        if folder is None:
+            log.warning("stopped early, but the checkpoint of the best step %d is gone: the last weights stay", best)
+            return False
+        load_weights(Path(folder), self.policy)
+        log.info(
+            "stopped early after step %d: no lower held-out loss in %d evaluations; the model has the weights of step "
+            "%d, the best", self.state.step, self.state.num_worse, best,
+        )  # fmt: skip
+        return True
 
     def _is_due(self, every: int | None) -> bool:
-        # the last step has an evaluation and a checkpoint of its own, in that order
+        # the last step has a checkpoint and an evaluation of its own, in that order
         return every is not None and self.state.step % every == 0 and self.state.step < self.num_steps
 
     # -- one step ----------------------------------------------------------------------------------------------------
@@ -163,14 +200,22 @@ class Loop:
             self._epoch = (epoch, batches)
         return [self.groups[index] for index in self._epoch[1][place]]
 
-    def _step(self) -> tuple[Sums, float]:
+    def num_tokens_to_train(self) -> int:
+        """Return the laid-out tokens of all steps of the run."""
+        epochs, rest = divmod(self.num_steps, self._steps_per_epoch)
+        tokens = epochs * sum(group.num_tokens for group in self.groups)
+        for step in range(self.num_steps - rest, self.num_steps):
+            tokens += sum(group.num_tokens for group in self.batch_at(step))
+        return tokens
+
+    def _step(self) -> Sums:
         batch = self.batch_at(self.state.step)
         sums, rows = self._with_memory_to_spare(lambda: self._accumulate(batch), batch)
         self._check_start(sums, rows)
-        grad_norm = self._finish_gradients(sums, batch, rows)
+        self.state.grad_norm = self._finish_gradients(sums, batch, rows)
         if "loss" in sums:  # else no group of the batch has a judgement that the objective reads
             for group in self._optimizer.param_groups:
-                group["lr"] = self.settings.lr * schedule_factor(self.state.step, self.num_steps, self.settings)
+                group["lr"] = self.rate * schedule_factor(self.state.step, self.num_steps, self.settings)
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.state.step += 1
@@ -179,7 +224,7 @@ class Loop:
             self._rows.extend(rows)
             if len(self._rows) >= 4096:
                 self._flush_rows()
-        return sums, grad_norm
+        return sums
 
     def _with_memory_to_spare(self, work: Callable[[], T], groups: Sequence[TokenGroup]) -> T:
         """Do some work on groups; when memory runs out, halve the token budget, say so and start it over."""
@@ -187,7 +232,7 @@ class Loop:
             try:
                 return work()
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 largest = max(group.num_tokens for group in groups)
                 if self.state.max_batch_tokens <= largest or self.accelerator.num_processes > 1:
@@ -290,7 +335,7 @@ class Loop:
             where = f" The batch is in {path}."
         self._flush_rows()
         kept = ""
-        if all(bool(parameter.isfinite().all()) for parameter in self._trained):
+        if self._is_finite():
             self.save_checkpoint()
             kept = " The weights before it are in the last checkpoint."
         raise TrainingError(
@@ -322,14 +367,15 @@ class Loop:
 
     # -- recording ---------------------------------------------------------------------------------------------------
 
-    def _log(self, grad_norm: float, seconds: float) -> None:
+    def _log(self, seconds: float) -> None:
         metrics = means(self.state.pending) | {
             "epoch": self.state.step / self._steps_per_epoch,
             "lr": self._optimizer.param_groups[0]["lr"],
-            "grad_norm": grad_norm,
-            "time/step_seconds": seconds,
-            "tokens_per_second": sum(g.num_tokens for g in self.batch_at(self.state.step - 1)) / seconds,
+            "grad_norm": self.state.grad_norm,
         }
+        if seconds:  # else the step was taken before an interruption
+            metrics["time/step_seconds"] = seconds
+            metrics["tokens_per_second"] = sum(g.num_tokens for g in self.batch_at(self.state.step - 1)) / seconds
         self.state.pending = {}
         self._track(metrics)
         self.progress(self.state.step, self.num_steps, metrics)
@@ -370,8 +416,9 @@ class Loop:
             )
         if loss < self.state.best_loss:
             self.state.best_loss, self.state.best_step, self.state.num_worse = loss, self.state.step, 0
-            if self._is_due(self.evaluation.every) and (self.settings.checkpoint_every or self.evaluation.patience):
-                self.save_checkpoint()  # the best one is kept whatever comes
+            # the best one is kept whatever comes; the start is a model that is there, unless it must be gone back to
+            if self._is_due(self.evaluation.every) and (self.state.step or self.evaluation.patience):
+                self.save_checkpoint()
         else:
             self.state.num_worse += 1
 
@@ -386,12 +433,18 @@ class Loop:
     # -- checkpoints and signals -------------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> None:
-        """Write everything that moves, atomically; keep the last few and the best."""
+        """Write everything that moves, atomically; keep the last few and the best.
+
+        Weights that are not finite are not written: the next step or evaluation stops the run and says so.
+        """
         self._flush_rows()
-        if self.run is None or self.state.step in self.run.checkpoint_steps():
+        if self.run is None or self.state.step in self.run.checkpoint_steps() or not self._is_finite():
             return
         write_checkpoint(self.run, self.state.step, self.policy, self._optimizer, asdict(self.state))
         self.run.prune(keep_last=self.settings.keep_last, best_step=self.state.best_step)
+
+    def _is_finite(self) -> bool:
+        return all(bool(parameter.isfinite().all()) for parameter in self._trained)
 
     def restore(self, folder: Any) -> None:
         """Take up a checkpoint: weights, moments, position, random state."""
@@ -422,6 +475,21 @@ def schedule_factor(step: int, num_steps: int, settings: TrainConfig) -> float:
     return 1.0 - done if settings.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error is that of an allocation; the CPU's is a plain RuntimeError."""
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text or "not enough memory" in text
+
+
+@contextmanager
+def memory_for(what: str) -> Iterator[None]:
+    """Turn running out of memory in a block into a TrainingError that says during what, and what would help."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"out of memory while {what} — set a smaller train.max_batch_tokens or data.max_tokens, "
+            "model.precision=mixed, model.gradient_checkpointing=true or model.lora_rank"
+        ) from error

@@ -1,4 +1,7 @@
-"""K = 8 responses of one prompt: Accord's tree path against Accord's plain path, forward and backward of `score`.
+"""K = 8 responses of one prompt: Accord's tree path against padded rows, forward and backward of `score`.
+
+Padded rows twice: Accord's plain path, which meets the vocabulary at response positions only, and the model's own
+forward, which makes logits at every position.
 
 Two vocabularies on the same eight layers: GPT-2's 50 257, where the head (the same work on both paths) is half of the
 model, and 8 192, where it is a seventh, as in models of a billion parameters and more.
@@ -57,20 +60,38 @@ def _no_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"x": 0}, unk_token="x")), pad_token="x")
 
 
+def scored(policy: Policy, groups: list[TokenGroup], layout: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """One of Accord's paths: summed and per-token log-probabilities."""
+    scores = policy(groups, layout=layout)
+    return scores.logps_PK[0], scores.token_logps_N
+
+
+def own_logps(policy: Policy, one: TokenGroup) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a padded batch costs without Accord: every position's logits, then the responses' log-probabilities."""
+    rows = torch.tensor([[*one.prompt_ids, *response.ids] for response in one.responses])
+    logits_KLV = policy.causal_lm(input_ids=rows, use_cache=False).logits[:, :-1]
+    logps_KL = -torch.nn.functional.cross_entropy(logits_KLV.flatten(0, 1), rows[:, 1:].flatten(), reduction="none")
+    logps_KT = logps_KL.view(len(rows), -1)[:, NUM_PROMPT - 1 :]
+    return logps_KT.sum(1), logps_KT.flatten()
+
+
 def compare(vocabulary: int, repeats: int) -> dict[str, Any]:
     """Score and differentiate on both paths, in turn; CPU seconds are medians."""
     policy, groups = policy_of(vocabulary), [group(vocabulary)]
-    seconds: dict[str, list[float]] = {"tree": [], "plain": []}
+    seconds: dict[str, list[float]] = {"tree": [], "plain": [], "own logits": []}
     values, gradients = {}, {}
     for repeat in range(repeats + 1):  # the first is the warm-up
         for layout in seconds:
             policy.zero_grad(set_to_none=True)
             with Clock() as clock:
-                scores = policy(groups, layout=layout)
-                (scores.logps_PK * torch.linspace(-1, 1, NUM_RESPONSES)).sum().backward()
+                if layout == "own logits":
+                    logps_K, token_logps_N = own_logps(policy, groups[0])
+                else:
+                    logps_K, token_logps_N = scored(policy, groups, layout)
+                (logps_K * torch.linspace(-1, 1, NUM_RESPONSES)).sum().backward()
             if repeat:
                 seconds[layout].append(clock.cpu_s)
-            values[layout] = scores.token_logps_N.detach()
+            values[layout] = token_logps_N.detach()
             gradients[layout] = policy.causal_lm.base_model.layers[0].mlp.up_proj.weight.grad.clone()
     shape = Shape(
         MODEL_SHAPE["hidden_size"],
@@ -80,13 +101,15 @@ def compare(vocabulary: int, repeats: int) -> dict[str, Any]:
         MODEL_SHAPE["hidden_size"],
     )
     lengths = [NUM_RESPONSE] * NUM_RESPONSES
-    tree, plain = (sorted(seconds[layout])[repeats // 2] for layout in ("tree", "plain"))
+    tree, plain, own = (sorted(seconds[layout])[repeats // 2] for layout in seconds)
     difference = gradients["tree"] - gradients["plain"]
     return {
         "vocabulary": vocabulary,
         "tree_cpu_s": tree,
         "plain_cpu_s": plain,
         "ratio": plain / tree,
+        "own_logits_cpu_s": own,
+        "ratio_to_own_logits": own / tree,
         "ratio_by_flops": plain_forward_flops(shape, NUM_PROMPT, lengths) / forward_flops(shape, NUM_PROMPT, lengths),
         "tree_gflops": 3 * forward_flops(shape, NUM_PROMPT, lengths) / tree / 1e9,
         "largest_token_logp_gap_nats": float((values["tree"] - values["plain"]).abs().max()),

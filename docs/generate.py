@@ -32,8 +32,8 @@ NOTE = "<!-- Written by `python -m docs.generate`; change the code, not this pag
 
 # What settings mean whose field in config.py carries no description.
 MEANINGS = {
-    "model.precision": "`float32`, 16 bytes per trained parameter with AdamW; `bfloat16`, weights, gradients and "
-    "moments, 8 bytes; `mixed`, float32 weights with bfloat16 products",
+    "model.precision": "`float32`, 16 bytes per trained parameter with AdamW; `bfloat16`, with adapters only: "
+    "2 bytes per frozen weight; `mixed`, float32 weights with bfloat16 products",
     "model.gradient_checkpointing": "recompute layers in the backward pass: less memory, more time",
     "model.compile": "`torch.compile` the backbone",
     "model.revision": "of a Hub id: branch, tag or commit",
@@ -50,7 +50,6 @@ MEANINGS = {
     "template.on_error": "conversations the template refuses",
     "objective.name": "one of the [methods](methods.md); its own settings are `objective.SETTING`",
     "train.epochs": "passes over the data; may be a fraction",
-    "train.lr": "highest learning rate of AdamW",
     "train.schedule": "after the warm-up; `linear` and `cosine` end at 0",
     "train.weight_decay": "on matrices only, not on biases and norms",
     "train.adam_beta1": "decay of AdamW's first moment",

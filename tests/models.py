@@ -45,6 +45,9 @@ SHAREABLE: dict[str, hf.PreTrainedConfig] = {
 
 UNSHAREABLE: dict[str, hf.PreTrainedConfig] = {
     "mamba": hf.MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, state_size=4),
+    "falcon_h1": hf.FalconH1Config(  # attention beside a state-space block in each layer
+        **HEADS, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1, mamba_chunk_size=16
+    ),
     "gpt_oss": hf.GptOssConfig(**HEADS, num_local_experts=4, sliding_window=8),
     "bloom": hf.BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_layer=2, n_head=4),
     "mpt": hf.MptConfig(vocab_size=VOCABULARY, d_model=16, n_layers=2, n_heads=4, max_seq_len=128),
@@ -56,6 +59,16 @@ UNSHAREABLE: dict[str, hf.PreTrainedConfig] = {
     "llama4": hf.Llama4TextConfig(**HEADS, attention_chunk_size=8, num_local_experts=2, intermediate_size_mlp=24),
     "roberta": hf.RobertaConfig(**BODY | {"pad_token_id": 3}, is_decoder=True),  # positions start at 4
 }
+
+HYBRID: dict[str, hf.PreTrainedConfig] = {  # a recurrent or convolution layer, then an attention layer
+    "lfm2": hf.Lfm2Config(**GROUPED, layer_types=["conv", "full_attention"]),
+    "recurrent_gemma": hf.RecurrentGemmaConfig(**GROUPED, lru_width=16, block_types=["recurrent", "attention"]),
+    "qwen3_next": hf.Qwen3NextConfig(
+        **HEADS, layer_types=["linear_attention", "full_attention"], linear_num_value_heads=4, linear_num_key_heads=2,
+        linear_key_head_dim=4, linear_value_head_dim=4, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=8,
+        shared_expert_intermediate_size=8,
+    ),
+}  # fmt: skip
 
 
 def build_tokenizer(vocabulary: int = VOCABULARY) -> hf.PreTrainedTokenizerFast:
@@ -70,7 +83,7 @@ def build_model(
     name: str = "llama", *, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any
 ) -> hf.PreTrainedModel:
     """A model with weights large enough that attention is far from uniform; `changes` go to its config."""
-    config = (SHAREABLE | UNSHAREABLE)[name]
+    config = (SHAREABLE | UNSHAREABLE | HYBRID)[name]
     torch.manual_seed(seed)
     config = type(config)(**config.to_dict() | changes)
     # the default grouped product of experts has no float64 kernel

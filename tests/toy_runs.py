@@ -68,6 +68,8 @@ def run(data: Path | Sequence[Group], out: Path, *, resume: bool = False, **sett
     options = SMALL | {"model": str(BASE), "out": str(out), "reference.cache": str(out.parent / "cache")}
     options |= {key.replace("__", "."): value for key, value in settings.items() if key not in PASSED_ON}
     passed_on = {key: value for key, value in settings.items() if key in PASSED_ON}
+    if "eval_groups" in passed_on:
+        options.pop("data.eval_fraction")
     if isinstance(data, Path):
         return align(resume=resume, **passed_on, **(options | {"data": str(data)}))
     return align(groups=data, resume=resume, **passed_on, **options)

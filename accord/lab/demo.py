@@ -24,6 +24,7 @@ from accord.lab.text_world import MAX_RESPONSE_TOKENS, Request, render_request, 
 from accord.policy.load import load_policy
 from accord.policy.policy import Policy
 from accord.records import Group
+from accord.store import check_vacant
 
 PAIRS_PER_REQUEST = 64
 ANSWERS_PER_REQUEST = 64  # held-out evaluation, before and after
@@ -53,6 +54,7 @@ def run_demo(
     Gold reward, win rate, KL, length and auxiliary skills are measured on requests no judgement was given for. The
     interval of the gain is over held-out requests, each the mean of many answers before and after.
     """
+    check_vacant(out, run_is_fine=overwrite)
     started = time.perf_counter()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # matrices this small lose more to handing work around than they gain
@@ -123,8 +125,7 @@ def _kl(policy: Policy, base: Policy, groups: Sequence[Group]) -> Interval:
 def _summarise(before: _Measured, after: _Measured, kl: Interval) -> dict[str, Any]:
     gold_before, gold_after = before.answers.gold_RA, after.answers.gold_RA
     gain = paired_difference(gold_after.mean(1), gold_before.mean(1))
-    wins_RA = (gold_after > gold_before) + 0.5 * (gold_after == gold_before)  # one answer against another, drawn alike
-    win_rate = mean_interval(wins_RA.mean(1))
+    win_rate = mean_interval(_win_rates(gold_after, gold_before))
     rows = [
         _row("Gold reward (at most 2.5)", gold_before, gold_after),
         _row("Length, items", before.answers.num_items_RA, after.answers.num_items_RA),
@@ -156,6 +157,12 @@ def _summarise(before: _Measured, after: _Measured, kl: Interval) -> dict[str, A
         "table": rows,
         "samples": shown,
     }
+
+
+def _win_rates(gold_RA: np.ndarray, other_RA: np.ndarray) -> np.ndarray:
+    """Per request, the share of all pairs of answers in which the first is worth more; a tie counts one half."""
+    ours_RA1, theirs_R1A = gold_RA[:, :, None], other_RA[:, None, :]
+    return ((ours_RA1 > theirs_R1A) + 0.5 * (ours_RA1 == theirs_R1A)).mean(axis=(1, 2))
 
 
 def _row(name: str, before: np.ndarray, after: np.ndarray) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def sample_answers(
     groups: list[Group] = []
     for place, request in enumerate(requests):
         prompt = user_prompt(render_request(request))
-        groups += policy.sample([prompt], num_responses=num_answers, max_tokens=MAX_RESPONSE_TOKENS, seed=seed)
+        groups += policy.sample([prompt], num_responses=num_answers, max_tokens=MAX_RESPONSE_TOKENS, seed=seed + place)
         show(place + 1, len(requests))
     scores = evaluate_responses(
         [request for request in requests for _ in range(num_answers)],

@@ -9,7 +9,7 @@ run prompt and responses apart (only the necessary products). Axes: B trees, A h
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -169,31 +169,37 @@ def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
 AttentionInterface.register(TREE_ATTENTION, torch.compiler.disable(tree_attention))
 
 
-def attention_configs(model: nn.Module) -> list[Any]:
-    """Return the distinct configs whose attention setting the modules of a model read."""
-    found: dict[int, Any] = {}
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        if config is not None and hasattr(config, "_attn_implementation_internal"):
-            found[id(config)] = config
-    return list(found.values())
-
-
-@contextmanager
-def attention_set_to(configs: Sequence[Any], implementation: str) -> Iterator[None]:
-    """Run a block with another attention implementation.
+class AttentionSwitch:
+    """Which attention a model runs on: the only place that knows transformers' private names for it.
 
     Written to the configs directly: transformers' own setter re-validates and warns for each change, and this one is
-    entered for every batch.
+    moved for every batch.
     """
-    before = [config._attn_implementation_internal for config in configs]
-    try:
-        for config in configs:
-            config._attn_implementation_internal = implementation
-        yield
-    finally:
-        for config, value in zip(configs, before, strict=True):
-            config._attn_implementation_internal = value
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        configs = (getattr(module, "config", None) for module in model.modules())
+        found = {id(config): config for config in configs if hasattr(config, "_attn_implementation_internal")}
+        self._configs: list[Any] = list(found.values())  # the distinct ones whose setting the modules read
+        self._own = str(model.config._attn_implementation)
+
+    def to(self, layout: str) -> AbstractContextManager[None]:
+        """Run a block on the attention of a layout; "plain" is the model's own."""
+        return self._set_to(TREE_ATTENTION if layout == "tree" else self._own)
+
+    def as_now(self) -> AbstractContextManager[None]:
+        """Make a block that runs, whenever it is entered, on the attention that is set now."""
+        return self._set_to(self._configs[0]._attn_implementation_internal)
+
+    @contextmanager
+    def _set_to(self, implementation: str) -> Iterator[None]:
+        before = [config._attn_implementation_internal for config in self._configs]
+        try:
+            for config in self._configs:
+                config._attn_implementation_internal = implementation
+            yield
+        finally:
+            for config, value in zip(self._configs, before, strict=True):
+                config._attn_implementation_internal = value
 
 
 def supports_interface(model: PreTrainedModel) -> bool:

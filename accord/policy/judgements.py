@@ -66,37 +66,51 @@ def judgement_tensors(groups: Sequence[TokenGroup], like_PK: Tensor) -> dict[str
 def preferences(judgements: Sequence[Judgement]) -> dict[tuple[int, int], float]:
     """Return {(better, worse): strength}: comparisons and rankings as given, else from ratings, else from labels.
 
-    Ties give nothing; strength is 0 where the judge did not say how much (for ratings it is the difference).
+    Several judges of one pair are a vote: the majority counts, equal numbers give nothing, as ties do. The strength is
+    the mean over the judges of the majority who said how much, 0 where none did; for ratings it is the difference.
     """
-    pairs: dict[tuple[int, int], float] = {}
+    votes: dict[tuple[int, int], list[float | None]] = {}
     for judgement in judgements:
         match judgement:
             case Comparison(better=better, worse=worse, strength=how_much, is_tie=False):
-                pairs[better, worse] = how_much if how_much is not None else 0.0
+                votes.setdefault((better, worse), []).append(how_much)
             case Ranking(order=order):
                 for place, tier in enumerate(order):
-                    pairs.update({(i, j): 0.0 for i in tier for lower in order[place + 1 :] for j in lower})
-    if pairs or any(isinstance(judgement, Comparison | Ranking) for judgement in judgements):
-        return pairs
-    scores = ratings(judgements) or {
-        j.response: float(j.is_desirable) for j in judgements if isinstance(j, Label) and j.step is None
-    }
+                    for pair in ((i, j) for i in tier for lower in order[place + 1 :] for j in lower):
+                        votes.setdefault(pair, []).append(None)
+    if votes or any(isinstance(judgement, Comparison | Ranking) for judgement in judgements):
+        won = {(i, j): said for (i, j), said in votes.items() if len(said) > len(votes.get((j, i), ()))}
+        return {pair: _mean([value for value in said if value is not None]) for pair, said in won.items()}
+    scores = ratings(judgements) or {index: float(good) for index, good in _given_labels(judgements).items()}
     return {(i, j): a - b for i, a in scores.items() for j, b in scores.items() if a > b}
 
 
 def labels(judgements: Sequence[Judgement], pairs: dict[tuple[int, int], float]) -> dict[int, bool]:
     """Return {response: is_desirable}: labels and verdicts as given, else better and worse ends of `pairs`.
 
-    A response that wins one pair and loses another stays unlabelled; an unknown verdict says nothing.
+    Several judges are a vote, and equal numbers say nothing; nor does an unknown verdict, nor a response that wins one
+    pair and loses another.
     """
-    given = {j.response: j.is_desirable for j in judgements if isinstance(j, Label) and j.step is None}
-    for judgement in judgements:
-        if isinstance(judgement, Verdict) and judgement.outcome is not Outcome.UNKNOWN:
-            given[judgement.response] = judgement.outcome is Outcome.PASS
-    if given:
+    given = _given_labels(judgements)
+    if given or any(isinstance(judgement, Label) and judgement.step is None for judgement in judgements):
         return given
     winners, losers = {i for i, _ in pairs}, {j for _, j in pairs}
     return {index: index in winners for index in winners ^ losers}
+
+
+def _given_labels(judgements: Sequence[Judgement]) -> dict[int, bool]:
+    votes: dict[int, int] = {}
+    for judgement in judgements:
+        match judgement:
+            case Label(response=index, is_desirable=is_good, step=None):
+                votes[index] = votes.get(index, 0) + (1 if is_good else -1)
+            case Verdict(response=index, outcome=outcome) if outcome is not Outcome.UNKNOWN:
+                votes[index] = votes.get(index, 0) + (1 if outcome is Outcome.PASS else -1)
+    return {index: net > 0 for index, net in votes.items() if net}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
 
 
 def ratings(judgements: Sequence[Judgement]) -> dict[int, float]:

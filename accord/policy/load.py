@@ -169,6 +169,8 @@ def hash_weights(policy: Policy, *, base_only: bool = False) -> str:
     `base_only` leaves adapters out, and is then the hash of the base model by itself.
     """
     digest = hashlib.blake2b(_settings_text(policy).encode(), digest_size=16)
+    if policy.has_adapters and not base_only:
+        digest.update(_adapter_text(policy).encode())
     for full_name, tensor in sorted(policy.causal_lm.state_dict().items()):
         if base_only and ("lora_" in full_name or "modules_to_save." in full_name):
             continue
@@ -188,6 +190,25 @@ def _settings_text(policy: Policy) -> str:
     settings = policy.causal_lm.config.to_dict()
     kept = {k: v for k, v in settings.items() if k not in _NOT_COMPUTED_WITH and not k.startswith("_")}
     return json.dumps(kept, sort_keys=True, default=str)
+
+
+_ADAPTER_DESCRIBES = {
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "init_lora_weights", "lora_dropout",
+    "peft_version", "revision", "runtime_config", "task_type",
+    "target_modules",  # the tensors' names say which, exactly
+}  # fmt: skip
+
+
+def _adapter_text(policy: Policy) -> str:
+    """Everything in the adapters' settings that may change their numbers: equal tensors count for alpha / rank."""
+    configs = cast(Any, policy.model).peft_config
+    kept = {
+        name: {k: v for k, v in config.to_dict().items() if k not in _ADAPTER_DESCRIBES}
+        for name, config in configs.items()
+    }
+    active = list(cast(Any, policy.model).active_adapters)
+    # sets in an order of their own: theirs changes from process to process
+    return json.dumps([active, kept], sort_keys=True, default=lambda v: sorted(v) if isinstance(v, set) else str(v))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from accord.data.tokens import TokenGroup
 from accord.errors import PolicyError
-from accord.policy.attention import TREE_ATTENTION, attention_configs, attention_set_to, supports_interface
+from accord.policy.attention import AttentionSwitch, supports_interface
 from accord.policy.head import Statistic, linear_logps, logps_of_logits
 from accord.policy.layout import Batch, lay_out_plain, lay_out_tree
 from accord.records import Group, Response, Text
@@ -61,8 +61,7 @@ class Policy(nn.Module):
         self.has_linear_head: bool | None = None  # None until the first forward compared it with the model's own logits
         self.why_plain: str | None = None
         self._is_settled = False
-        self._configs = attention_configs(self.causal_lm)
-        self._own_attention = str(self.causal_lm.config._attn_implementation)
+        self._attention = AttentionSwitch(self.causal_lm)
         if not supports_interface(self.causal_lm):
             self.fall_back_to_plain("its attention does not go through transformers' attention interface")
 
@@ -109,8 +108,7 @@ class Policy(nn.Module):
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             # the backward pass runs a layer again outside `forward`: under the attention its first run had
-            attention = self._configs[0]._attn_implementation_internal
-            return nullcontext(), attention_set_to(self._configs, attention)
+            return nullcontext(), self._attention.as_now()
 
         model = self.causal_lm
         # transformers renamed it within the supported range
@@ -123,7 +121,7 @@ class Policy(nn.Module):
 
     def attention(self, layout: str) -> AbstractContextManager[None]:
         """Run a block on the attention of a layout; "plain" is the model's own (also for sampling)."""
-        return attention_set_to(self._configs, TREE_ATTENTION if layout == "tree" else self._own_attention)
+        return self._attention.to(layout)
 
     def precision(self) -> AbstractContextManager[Any]:
         """Run a block with the products of "mixed" precision, or as the weights are."""
@@ -292,7 +290,9 @@ def _accepts(module: nn.Module, name: str) -> bool:
 def _close(a: Tensor, b: Tensor) -> bool:
     # the same product over a different shape may round differently, in the last bits only
     return bool(
-        torch.allclose(a.double(), b.double(), rtol=0, atol=64 * torch.finfo(a.dtype).eps * float(b.abs().max()))
+        torch.allclose(
+            a.cpu().double(), b.cpu().double(), rtol=0, atol=64 * torch.finfo(a.dtype).eps * float(b.abs().max())
+        )
     )
 
 

@@ -7,6 +7,7 @@ across epochs, runs and objectives. The key never holds a setting that cannot ch
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -20,6 +21,8 @@ from torch import Tensor
 from accord.data.batching import chunked
 from accord.data.tokens import TokenGroup
 from accord.policy.policy import Policy
+
+log = logging.getLogger(__name__)
 
 SCORING_VERSION = 1  # part of the key: raise it when a change to the engine changes values beyond rounding
 
@@ -67,7 +70,7 @@ class LogpCache:
 
 
 class Reference:
-    """A frozen policy, asked for log-probabilities of groups.
+    """A frozen policy, asked for log-probabilities of groups, `max_tokens` of them per forward pass.
 
     `scorer` opens the reference for a block: the base under the adapters, the policy itself before its first step, or
     a model loaded from its folder. It is opened only when the cache lacks something.
@@ -86,7 +89,7 @@ class Reference:
         self.num_reused = 0
         self._scorer = scorer
         self._cache = LogpCache(cache_folder, key)
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens  # halved when memory runs out
 
     def logps(self, groups: Sequence[TokenGroup], like_PK: Tensor, *, keep: bool = True) -> Tensor:
         """Return log π_ref(y|x) in nats, (P, K) like `like_PK`, without gradient; padding slots are 0.
@@ -105,7 +108,7 @@ class Reference:
                 found = passing.get(digest, self._cache.get(digest))
                 assert found is not None
                 values[row, column] = found
-        return values.to(like_PK.device, like_PK.dtype)
+        return values.to(like_PK.dtype).to(like_PK.device)  # not every device has float64
 
     def missing(self, groups: Sequence[TokenGroup]) -> list[TokenGroup]:
         """Return the groups with a response the cache does not hold."""
@@ -138,14 +141,42 @@ class Reference:
         values: dict[bytes, float] = {}
         done = 0
         with self._scorer() as policy, torch.no_grad():
-            for part in chunked(groups, self._max_tokens, layout=policy.layout):
-                scores = policy.score(part)
-                rows = scores.logps_PK.double().cpu()
+            todo = list(chunked(groups, self.max_tokens, layout=policy.layout))
+            while todo:
+                if (rows := self._score(policy, todo[0])) is None:
+                    rest = [group for part in todo for group in part]
+                    todo = list(chunked(rest, self.max_tokens, layout=policy.layout))
+                    continue
+                part = todo.pop(0)
                 for row, group in enumerate(part):
                     values.update({d: float(rows[row, column]) for column, d in enumerate(_digests(group))})
                 done += len(part)
                 progress(done, len(groups))
         return values
+
+    def _score(self, policy: Policy, part: Sequence[TokenGroup]) -> Tensor | None:
+        """Score one pass; None where memory ran out, and the budget was halved. Raises where one group is too much."""
+        try:
+            return policy.score(part).logps_PK.cpu().double()
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or len(part) == 1:
+                raise
+        largest = max(group.num_tokens for group in part)
+        # a budget beyond all there is would be halved without effect; below one group there is nothing to gain
+        self.max_tokens = max(min(self.max_tokens, sum(group.num_tokens for group in part)) // 2, 1)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        log.warning(
+            "out of memory: the reference is now scored with %d tokens per forward pass (the longest group has %d)",
+            self.max_tokens, largest,
+        )  # fmt: skip
+        return None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device ran out of memory; not every backend has an exception type for it."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text or "not enough memory" in text
 
 
 def reference_key(weights_hash: str, policy: Policy, *, vocabulary: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
-from accord.data import encode_prompts
-from accord.errors import PolicyError
+from accord.data import TokenGroup, encode_groups, encode_prompts
+from accord.errors import DataError, PolicyError
 from accord.policy.policy import Policy
-from accord.records import FinishReason, Group, Response
+from accord.records import FinishReason, Group, Message, Response
 
 
 class NoSampler(PolicyError):
-    """The model has no attention cache, which the local sampler needs."""
+    """The model keeps more than an attention cache, or none: the local sampler cannot share a prefill."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,18 +61,21 @@ def sample_responses(
     settings: SamplingSettings,
     *,
     streams: Sequence[int] | None = None,
+    chat_template: str = "auto",
+    more_stop_ids: Iterable[int] = (),
 ) -> list[tuple[Response, ...]]:
     """Draw K responses to each prompt of token ids.
 
     `streams` names each prompt's stream of random numbers, its position unless given: a process that has a share of
-    the prompts gives their positions in the whole.
-    Each response carries its token ids (incl. the end-of-sequence token if drawn), its finish reason and the
+    the prompts gives their positions in the whole. A response ends at any of `stop_ids(policy, chat_template)` and
+    `more_stop_ids` (of trained data: `trained_ends`).
+    Each response carries its token ids (incl. the id it stopped at, if any), its finish reason and the
     log-probabilities, nats, of the distribution it was actually drawn from (after temperature, top-p, top-k).
     A response also ends, as at `max_tokens`, where the model has no further position.
     Raises PolicyError for a prompt that is empty or fills the model's window and for logits that are not numbers, and
-    its child NoSampler for a model without an attention cache.
+    its child NoSampler for a model that keeps no attention cache, or more than one.
     """
-    window = _window(policy)
+    window, ends = _window(policy), stop_ids(policy, chat_template) | frozenset(more_stop_ids)
     for index, prompt in enumerate(prompts):
         if not prompt:
             raise PolicyError(f"prompt {index} has no tokens — give at least a start token")
@@ -90,7 +93,7 @@ def sample_responses(
             for start in range(0, len(by_length), per_batch):
                 part = by_length[start : start + per_batch]
                 names = part if streams is None else [streams[index] for index in part]
-                drawn = _Rows(policy, [prompts[index] for index in part], names, settings).run()
+                drawn = _Rows(policy, [prompts[index] for index in part], names, settings, ends).run()
                 found.update(zip(part, drawn, strict=True))
     finally:
         policy.train(was_training)
@@ -102,7 +105,7 @@ def answer_prompts(
 ) -> list[Group]:
     """Return groups with the same prompts and K fresh responses each; earlier responses and judgements are left out."""
     prompts = encode_prompts(groups, policy.tokenizer, chat_template=chat_template)
-    drawn = sample_responses(policy, prompts, settings)
+    drawn = sample_responses(policy, prompts, settings, chat_template=chat_template)
     return [
         replace(group, responses=responses, judgements=(), extra={})
         for group, responses in zip(groups, drawn, strict=True)
@@ -113,10 +116,15 @@ class _Rows:
     """One batch of prompts being continued; rows that have ended are dropped from the cache."""
 
     def __init__(
-        self, policy: Policy, prompts: list[Sequence[int]], names: list[int], settings: SamplingSettings
+        self,
+        policy: Policy,
+        prompts: list[Sequence[int]],
+        names: list[int],
+        settings: SamplingSettings,
+        stop_ids: frozenset[int],
     ) -> None:
         self.policy, self.settings, self.prompts = policy, settings, prompts
-        self.stop_ids = _stop_ids(policy)
+        self.stop_ids = stop_ids
         window = _window(policy)
         self.room = [min(settings.max_tokens, window - len(p)) for p in prompts for _ in range(settings.num_responses)]
         k = settings.num_responses
@@ -159,12 +167,15 @@ class _Rows:
         try:
             cache.get_seq_length()
         except ValueError as error:  # what a cache without attention layers (state-space models) raises
-            raise self._no_cache() from error
+            raise self._no_cache("no attention cache") from error
+        # of a hybrid model: transformers can neither copy nor select the rows of such a state, and padding enters it
+        if any(hasattr(layer, "update_recurrent_state") for layer in cache.layers):
+            raise self._no_cache("a recurrent state besides its attention cache")
         return cache
 
-    def _no_cache(self) -> NoSampler:
+    def _no_cache(self, found: str) -> NoSampler:
         return NoSampler(
-            f"{type(self.policy.causal_lm).__name__} keeps no attention cache, which the local sampler needs — "
+            f"{type(self.policy.causal_lm).__name__} keeps {found}; the local sampler needs an attention cache alone — "
             "sample from it through an external engine"
         )
 
@@ -175,7 +186,7 @@ class _Rows:
             logits_to_keep=1,
         )  # fmt: skip
         if cache.get_seq_length() != mask.shape[1]:
-            raise self._no_cache()
+            raise self._no_cache("no attention cache")
         return output.logits[:, -1]
 
     def _draw(self, logits_BV: Tensor, alive: Tensor, step: int) -> Tensor:
@@ -183,10 +194,12 @@ class _Rows:
         if self.settings.temperature == 0:
             next_B = logps_BV.argmax(-1)
         else:
-            u_B1 = torch.from_numpy(self.uniform[alive.numpy(), step, None]).to(logps_BV.device)
-            cdf_BV = logps_BV.double().exp().cumsum(-1)
+            # MPS has no float64
+            wide_BV = (logps_BV.cpu() if logps_BV.device.type == "mps" else logps_BV).double()
+            u_B1 = torch.from_numpy(self.uniform[alive.numpy(), step, None]).to(wide_BV.device)
+            cdf_BV = wide_BV.exp().cumsum(-1)
             next_B = torch.searchsorted(cdf_BV, u_B1 * cdf_BV[:, -1:], right=True).squeeze(-1)
-            next_B = next_B.clamp(max=logps_BV.shape[-1] - 1)
+            next_B = next_B.clamp(max=logps_BV.shape[-1] - 1).to(logps_BV.device)
         logps_B = logps_BV.gather(-1, next_B[:, None]).squeeze(-1)
         for row, token, logp in zip(alive.tolist(), next_B.tolist(), logps_B.tolist(), strict=True):
             if not math.isfinite(logp):
@@ -201,11 +214,13 @@ class _Rows:
 
     def _response(self, row: int) -> Response:
         ids = self.ids[row]
-        text = self.policy.tokenizer.decode(ids, skip_special_tokens=True)
+        has_stopped = ids[-1] in self.stop_ids
+        # the mark of the end is no part of the text, also where the tokenizer does not call it special
+        text = self.policy.tokenizer.decode(ids[:-1] if has_stopped else ids, skip_special_tokens=True)
         return Response(
             content=str(text),
             token_ids=tuple(ids),
-            finish_reason=FinishReason.STOP if ids[-1] in self.stop_ids else FinishReason.LENGTH,
+            finish_reason=FinishReason.STOP if has_stopped else FinishReason.LENGTH,
             behaviour_logps=tuple(self.logps[row]),
             source=self.policy.path or None,
         )
@@ -235,8 +250,28 @@ def _window(policy: Policy) -> int:
     return limit if isinstance(limit, int) and limit > 0 else sys.maxsize
 
 
-def _stop_ids(policy: Policy) -> frozenset[int]:
-    """Every id that ends a response: the tokenizer's and all those the generation config lists."""
+def stop_ids(policy: Policy, chat_template: str = "auto") -> frozenset[int]:
+    """Every id that ends a response: the tokenizer's, all of the generation config, and the template's end of turn."""
     listed = getattr(policy.causal_lm.generation_config, "eos_token_id", None)
     ids = [policy.tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])]
-    return frozenset(i for i in ids if isinstance(i, int))
+    return frozenset(i for i in ids if isinstance(i, int)) | _ends_of_turn(policy, chat_template)
+
+
+def trained_ends(groups: Iterable[TokenGroup]) -> frozenset[int]:
+    """The ids at which encoded responses end: what training on them teaches a model to stop with."""
+    return frozenset(response.ids[-1] for group in groups for response in group.responses if response.has_eos)
+
+
+_CONVERSATION = Group(
+    prompt=(Message(role="user", content="a"),),
+    responses=(Response(content=(Message(role="assistant", content="b"),)),),
+)
+
+
+def _ends_of_turn(policy: Policy, chat_template: str) -> frozenset[int]:
+    """What the template closes an answer with: <|im_end|> is often not the tokenizer's end of sequence."""
+    try:
+        encoded = encode_groups([_CONVERSATION], policy.tokenizer, chat_template=chat_template, append_eos="never")
+    except DataError:  # a template that cannot be trained on teaches no end; who trains on it is told
+        return frozenset()
+    return trained_ends(encoded.groups)

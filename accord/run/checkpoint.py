@@ -19,7 +19,8 @@ from accord.store import RunFolder
 def write_checkpoint(run: RunFolder, step: int, policy: Policy, optimizer: Any, state: dict[str, Any]) -> None:
     """Write a checkpoint into a run folder: whole or not at all."""
     weights = {name: p.detach().contiguous() for name, p in policy.model.named_parameters() if p.requires_grad}
-    with run.new_checkpoint(step) as folder:
+    moving = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+    with run.new_checkpoint(step, needed_bytes=3 * moving) as folder:  # AdamW's two moments are as large
         save_file(weights, folder / "trained.safetensors")
         torch.save(optimizer.state_dict(), folder / "optimizer.pt")
         torch.save(_random_state(), folder / "random.pt")
@@ -31,6 +32,14 @@ def load_checkpoint(folder: Path, policy: Policy, optimizer: Any) -> dict[str, A
 
     Raises StoreError when the checkpoint is of another model.
     """
+    load_weights(folder, policy)
+    optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location=policy.device, weights_only=True))
+    _restore_random_state(torch.load(folder / "random.pt", map_location="cpu", weights_only=True))
+    return json.loads((folder / "state.json").read_text())
+
+
+def load_weights(folder: Path, policy: Policy) -> None:
+    """Put a checkpoint's weights in place, and nothing else. Raises StoreError when it is of another model."""
     weights = load_file(folder / "trained.safetensors", device=str(policy.device))
     trained = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
     if weights.keys() != trained.keys() or any(weights[name].shape != p.shape for name, p in trained.items()):
@@ -41,9 +50,6 @@ def load_checkpoint(folder: Path, policy: Policy, optimizer: Any) -> dict[str, A
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(weights[name])
-    optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location=policy.device, weights_only=True))
-    _restore_random_state(torch.load(folder / "random.pt", map_location="cpu", weights_only=True))
-    return json.loads((folder / "state.json").read_text())
 
 
 def _random_state() -> dict[str, Any]:

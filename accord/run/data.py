@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
-from accord.config import AlignConfig
-from accord.data import EncodedData, data_report, encode_groups, load_groups
+from accord.config import AlignConfig, idle_keys
+from accord.data import DataReport, EncodedData, LoadedGroups, data_report, encode_groups, load_groups
 from accord.data.split import split_held_out
 from accord.data.tokens import TokenGroup
 from accord.errors import ConfigError, DataError
@@ -17,12 +19,24 @@ from accord.policy.policy import Policy
 from accord.records import Group
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunData:
-    """The groups of a run as read."""
+    """The groups of a run as read, and where they came from."""
 
     train: list[Group]
     held_out: list[Group] | None  # None = a share of `train`, taken after encoding
+    files: list[LoadedGroups]  # what was read for `train` and, given data.eval_path, for `held_out`
+
+    def facts(self, place: int) -> dict[str, Any]:
+        """Return what the data report says of a file; nothing for groups in memory."""
+        if place >= len(self.files):
+            return {}
+        loaded = self.files[place]
+        return {"path": loaded.path, "format": loaded.format, "bad_rows": loaded.bad_rows}
+
+    def bad_rows(self) -> list[dict[str, Any]]:
+        """Return the rows that could not be read, as plain values."""
+        return [asdict(row) for loaded in self.files for row in loaded.bad_rows]
 
 
 @dataclass(frozen=True)
@@ -35,22 +49,41 @@ class DataFacts:
 
 def load_run_data(
     config: AlignConfig, groups: Sequence[Group] | None, eval_groups: Sequence[Group] | None
-) -> tuple[RunData, str, dict[str, Any]]:
-    """Read what the settings name, or take groups in memory; return them, the data's hash, and facts for the report."""
-    if groups is not None:
-        return RunData(list(groups), None if eval_groups is None else list(eval_groups)), "", {}
+) -> RunData:  # fmt: skip
+    """Read what the settings name, or take groups in memory.
+
+    Raises ConfigError for settings of a file that groups in memory leave without effect.
+    """
     settings = config.data
-    loaded = load_groups(
-        settings.path, format=settings.format, split=settings.split, skip_bad_rows=settings.skip_bad_rows,
-        limit=settings.limit,
+    if groups is not None:
+        of_file = ["format", "split", "eval_path", "limit", "skip_bad_rows"]
+        idle = idle_keys(settings, "data", of_file + (["eval_fraction"] if eval_groups is not None else []))
+        if idle:
+            raise ConfigError(f"got groups in memory and also {', '.join(idle)}, without effect on them — leave it out")
+        return RunData(train=list(groups), held_out=None if eval_groups is None else list(eval_groups), files=[])
+    if eval_groups is not None:
+        raise ConfigError("got eval_groups without groups — give both, or data.eval_path for a held-out file")
+    read = partial(
+        load_groups, format=settings.format, skip_bad_rows=settings.skip_bad_rows, limit=settings.limit
     )  # fmt: skip
-    held_out = None
+    files = [read(settings.path, split=settings.split)]
     if settings.eval_path is not None:
-        held_out = load_groups(
-            settings.eval_path, format=settings.format, skip_bad_rows=settings.skip_bad_rows
-        ).groups  # fmt: skip
-    facts = {"path": loaded.path, "format": loaded.format, "bad_rows": loaded.bad_rows}
-    return RunData(loaded.groups, held_out), loaded.data_hash, facts
+        files.append(read(settings.eval_path))
+    return RunData(train=files[0].groups, held_out=files[1].groups if len(files) > 1 else None, files=files)
+
+
+def hash_data(data: RunData, train: Sequence[TokenGroup], held_out: Sequence[TokenGroup]) -> str:
+    """Return a hash of what a run learns from and is measured on: of the files, or of groups in memory as encoded."""
+    if len(data.files) == 1:
+        return data.files[0].data_hash
+    if data.files:
+        return hashlib.sha256("\n".join(loaded.data_hash for loaded in data.files).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for part in (train, held_out):
+        for group in part:
+            digest.update(repr((group.prompt_ids, [r.ids for r in group.responses], group.judgements)).encode())
+        digest.update(b"/")
+    return digest.hexdigest()
 
 
 _GIVES: dict[Need, Callable[[Group], bool]] = {
@@ -61,8 +94,14 @@ _GIVES: dict[Need, Callable[[Group], bool]] = {
 }
 
 
-def check_needs(name: str, spec: ObjectiveSpec, groups: Sequence[Group]) -> None:
+def check_needs(name: str, spec: ObjectiveSpec, data: RunData) -> None:
     """Raise DataError when no group holds the judgements an objective needs; name what is there and what would fit."""
+    for groups in (data.train, data.held_out):
+        if groups is not None:
+            _check_part(name, spec, groups)
+
+
+def _check_part(name: str, spec: ObjectiveSpec, groups: Sequence[Group]) -> None:
     held = {need for need, gives in _GIVES.items() if any(gives(group) for group in groups)}
     lacking = sorted(need.value for need in spec.needs & _GIVES.keys() if need not in held)
     if not lacking:
@@ -76,17 +115,23 @@ def check_needs(name: str, spec: ObjectiveSpec, groups: Sequence[Group]) -> None
 
 
 def encode_run_data(
-    config: AlignConfig, data: RunData, policy: Policy, loaded: dict[str, Any]
+    config: AlignConfig, data: RunData, policy: Policy
 ) -> tuple[list[TokenGroup], list[TokenGroup], DataFacts]:
     """Return the groups to train on, those held out, and the data report.
 
     Raises DataError when nothing is left to train on, ConfigError when evaluation is asked for and nothing held out.
     """
     encoded = _encode_part(config, data.train, policy)
-    report = data_report(data.train, encoded, policy.tokenizer, **loaded)
+    report = data_report(data.train, encoded, policy.tokenizer, **data.facts(0))
     train = list(encoded.groups)
+    text, facts = report.to_text(), report.to_dict()
     if data.held_out is not None:
-        held_out = list(_encode_part(config, data.held_out, policy).groups)
+        encoded = _encode_part(config, data.held_out, policy)
+        held_out = list(encoded.groups)
+        about = data_report(data.held_out, encoded, policy.tokenizer, **data.facts(1))
+        shared = count_shared(train, held_out)
+        facts |= {"held_out": about.to_dict(), "held_out_shared_with_training": shared}
+        text += f"\n{_describe_held_out(about, len(held_out), shared)}"
     else:
         train, held_out = split_held_out(train, config.data.eval_fraction, seed=config.train.seed)
     if not held_out and config.evaluate.every is not None:
@@ -98,7 +143,31 @@ def encode_run_data(
         raise DataError(
             f"no group is left to train on of {len(data.train)} read — look at the data report:\n{report.to_text()}"
         )
-    return train, held_out, DataFacts(report.to_text(), report.to_dict())
+    return train, held_out, DataFacts(text, facts)
+
+
+def count_shared(train: Sequence[TokenGroup], held_out: Sequence[TokenGroup]) -> int:
+    """Return how many held-out groups have a prompt that is also trained on; without a prompt, the same responses."""
+
+    def name(group: TokenGroup) -> Hashable:
+        has_prompt = len(group.prompt_ids) > 1  # a lone start token is none
+        return group.prompt_ids if has_prompt else tuple(tuple(response.ids) for response in group.responses)
+
+    trained = {name(group) for group in train}
+    return sum(name(group) in trained for group in held_out)
+
+
+def _describe_held_out(report: DataReport, num_groups: int, num_shared: int) -> str:
+    lines = [
+        f"Held-out data{': ' + report.path if report.path else ''}",
+        f"  rows                   {report.rows} ({num_groups} groups to evaluate on, {report.bad_rows} bad rows)",
+    ]
+    if num_shared:
+        lines.append(
+            f"  warning: {num_shared} of {num_groups} held-out groups have a prompt that is trained on, too — what is "
+            "measured on them flatters the policy; take them out of one of the two"
+        )
+    return "\n".join(lines)
 
 
 def _encode_part(config: AlignConfig, groups: Sequence[Group], policy: Policy) -> EncodedData:

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 
 from accord.config import EvaluateConfig
-from accord.data.batching import chunked
+from accord.data.batching import chunked, micro_batches
 from accord.data.tokens import TokenGroup, TokenResponse
+from accord.errors import PolicyError
 from accord.evaluation.intervals import mean_interval, wilson
 from accord.objectives import Need, ObjectiveSpec
 from accord.policy.head import Statistic
 from accord.policy.judgements import to_scored_groups
 from accord.policy.policy import Policy
 from accord.policy.reference import Reference
-from accord.policy.sample import NoSampler, SamplingSettings, sample_responses
+from accord.policy.sample import SamplingSettings, sample_responses
 from accord.run.metrics import Sums, add_up, example_rows, means, measure
 
 log = logging.getLogger(__name__)
@@ -76,11 +77,12 @@ def evaluate(
     if settings.num_samples:
         chosen = groups[: settings.num_samples]
         places = range(len(chosen))[rank::world]
-        samples = gather(_answer(policy, [chosen[place] for place in places], places, reference, settings, seed))
+        mine = [chosen[place] for place in places]
+        samples = gather(_answer(policy, mine, places, reference, settings, max_batch_tokens, seed))
         samples.sort(key=lambda sample: sample["index"])
-        if reference is not None and len(samples) > 1:  # one number has no interval
-            kl = mean_interval([sample["log_ratio"] for sample in samples])
-            metrics |= kl.as_dict("kl")
+        log_ratios = [sample["log_ratio"] for sample in samples if sample["log_ratio"] is not None]
+        if 1 < len(log_ratios) == len(samples):  # one number has no interval
+            metrics |= mean_interval(log_ratios).as_dict("kl")
         if samples:
             metrics["length/sampled"] = sum(sample["num_tokens"] for sample in samples) / len(samples)
     return Evaluation(metrics=metrics, rows=rows, samples=samples)
@@ -105,7 +107,7 @@ def _intervals(sums: Sums, rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def _answer(
     policy: Policy, groups: Sequence[TokenGroup], places: Sequence[int], reference: Reference | None,
-    settings: EvaluateConfig, seed: int,
+    settings: EvaluateConfig, max_batch_tokens: int, seed: int,
 ) -> list[dict[str, Any]]:  # fmt: skip
     if not groups:
         return []
@@ -113,18 +115,19 @@ def _answer(
     try:
         sampling = SamplingSettings(max_tokens=settings.sample_tokens, seed=seed)
         drawn = sample_responses(policy, prompts, sampling, streams=places)
-    except NoSampler as error:
+    except PolicyError as error:  # training goes on: what was learnt is worth more than a number about it
         log.warning("held-out prompts are not answered, and KL is not measured: %s", error)
         return []
     answered = [
         TokenGroup(prompt_ids=group.prompt_ids, responses=(TokenResponse(ids=response.token_ids or ()),))
         for group, (response,) in zip(groups, drawn, strict=True)
     ]
-    scores = policy.score(answered)
     log_ratios: list[float | None] = [None] * len(answered)
     if reference is not None:
-        reference_PK = reference.logps(answered, scores.logps_PK, keep=False)
-        log_ratios = (scores.logps_PK - reference_PK)[:, 0].double().tolist()
+        try:
+            log_ratios = _log_ratios(policy, reference, answered, max_batch_tokens)
+        except PolicyError as error:
+            log.warning("KL is not measured: %s", error)
     return [
         {
             "index": group.index,
@@ -135,3 +138,17 @@ def _answer(
         }
         for group, (response,), log_ratio in zip(groups, drawn, log_ratios, strict=True)
     ]
+
+
+def _log_ratios(
+    policy: Policy, reference: Reference, answered: Sequence[TokenGroup], max_batch_tokens: int
+) -> list[float | None]:
+    """Return log π(y|x) − log π_ref(y|x) of each group's one response, nats."""
+    found: list[float | None] = [None] * len(answered)
+    for part in micro_batches(answered, max_batch_tokens, layout=policy.layout):
+        groups = [answered[place] for place in part]
+        logps_PK = policy.score(groups).logps_PK
+        log_ratio_PK = logps_PK - reference.logps(groups, logps_PK, keep=False)
+        for place, value in zip(part, log_ratio_PK[:, 0].double().tolist(), strict=True):
+            found[place] = value
+    return found

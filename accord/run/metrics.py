@@ -106,26 +106,31 @@ def example_rows(
     groups: Sequence[TokenGroup], scored: ScoredGroups, result: ObjectiveResult, *, step: int
 ) -> list[dict[str, Any]]:
     """Return one plain row per group: everything needed to look back at what an example did to the run."""
-    reference = scored.reference_logps_PK
+    # one copy from the device per tensor, not per group
+    policy, rewards_PK = scored.policy_logps_PK.double().tolist(), result.implicit_reward_PK.double().tolist()
+    reference = scored.reference_logps_PK.double().tolist() if scored.reference_logps_PK is not None else None
+    losses, is_counted, num_tokens = result.loss_P.tolist(), result.is_counted_P.tolist(), scored.num_tokens_PK.tolist()
+    pairs: list[list[tuple[int, int]]] = [[] for _ in groups]
+    for row, better, worse in scored.preferred_PKK.nonzero().tolist() if scored.preferred_PKK is not None else ():
+        pairs[row].append((better, worse))
     rows = []
     for row, group in enumerate(groups):
         k = len(group.responses)
-        rewards = result.implicit_reward_PK[row, :k].double().tolist()
-        pairs = scored.preferred_PKK[row].nonzero().tolist() if scored.preferred_PKK is not None else []
+        rewards = rewards_PK[row][:k]
         rows.append(
             {
                 "step": step,
                 "index": group.index,
                 "origin": group.source.origin if group.source else "",
-                "loss": float(result.loss_P[row]),
-                "is_counted": bool(result.is_counted_P[row]),
-                "policy_logps": scored.policy_logps_PK[row, :k].double().tolist(),
-                "reference_logps": reference[row, :k].double().tolist() if reference is not None else None,
+                "loss": losses[row],
+                "is_counted": is_counted[row],
+                "policy_logps": policy[row][:k],
+                "reference_logps": reference[row][:k] if reference is not None else None,
                 "implicit_rewards": rewards,
-                "num_tokens": scored.num_tokens_PK[row, :k].tolist(),
+                "num_tokens": num_tokens[row][:k],
                 "num_prompt_tokens": len(group.prompt_ids),
-                "margins": [rewards[i] - rewards[j] for i, j in pairs],
-                "is_flipped": [rewards[i] < rewards[j] for i, j in pairs],
+                "margins": [rewards[i] - rewards[j] for i, j in pairs[row]],
+                "is_flipped": [rewards[i] < rewards[j] for i, j in pairs[row]],
                 "was_truncated": [response.was_truncated for response in group.responses],
                 "has_eos": [response.has_eos for response in group.responses],
             }

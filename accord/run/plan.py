@@ -20,38 +20,41 @@ def make_plan(
     eval_groups: Sequence[TokenGroup],
     *,
     num_steps: int,
-    batch_size: int,
-    num_to_reference: int,
+    lr: float,
+    tokens_to_train: int,
+    to_reference: Sequence[TokenGroup],
+    reference_bytes: int,
 ) -> dict[str, Any]:
     """Return the plan of a run as plain values.
 
-    Bytes count weights, gradients and AdamW's two moments, not activations. `expected_seconds` scales one timed
-    forward and backward pass by tokens; a pass without gradient counts a third.
+    Bytes count weights (`reference_bytes`: those of a second model), gradients and AdamW's two moments, not
+    activations. `expected_seconds` scales one timed forward and backward pass by tokens; a pass without gradient counts
+    a third.
     """
     parameters = list(policy.parameters())
     trained = [p for p in parameters if p.requires_grad]
     weights = sum(p.numel() * p.element_size() for p in parameters)
     moving = sum(p.numel() * p.element_size() for p in trained)
-    per_group = sum(group.num_tokens for group in groups) / max(1, len(groups))
     padded = sum(_padded(groups[start : start + 8]) for start in range(0, len(groups), 8))
-    tokens = round(min(num_steps * batch_size, num_steps * len(groups)) * per_group)
-    reference_tokens = round(num_to_reference * per_group)
+    reference_tokens = sum(group.num_tokens for group in to_reference)
     seconds_per_token = _time_pass(policy, groups)
     return {
         "groups": len(groups),
         "held_out_groups": len(eval_groups),
         "optimiser_steps": num_steps,
-        "tokens_to_train": tokens,
+        "learning_rate": lr,
+        "tokens_to_train": tokens_to_train,
         "tokens_to_reference": reference_tokens,
-        "tokens_per_epoch": round(per_group * len(groups)),
+        "tokens_per_epoch": sum(group.num_tokens for group in groups),
         "tokens_per_epoch_if_padded_by_8": padded,
         "layout": policy.layout,
         "why_plain": policy.why_plain,
         "parameters": sum(p.numel() for p in parameters),
         "trained_parameters": sum(p.numel() for p in trained),
         "bytes_weights": weights,
+        "bytes_reference": reference_bytes,
         "bytes_gradients_and_moments": 3 * moving,
-        "expected_seconds": round(seconds_per_token * (tokens + reference_tokens / 3), 1),
+        "expected_seconds": round(seconds_per_token * (tokens_to_train + reference_tokens / 3), 1),
     }
 
 
@@ -82,17 +85,19 @@ def describe_plan(plan: dict[str, Any]) -> str:
     """Return the plan as lines for a terminal."""
     gib = 2**30
     why_plain = plan["why_plain"]
+    second = f"{plan['bytes_reference'] / gib:.2f} GiB reference, " if plan["bytes_reference"] else ""
     saved = plan["tokens_per_epoch_if_padded_by_8"] / max(1, plan["tokens_per_epoch"])
     return "\n".join(
         (
             "Plan",
             f"  groups                 {plan['groups']} to train on, {plan['held_out_groups']} held out",
             f"  steps                  {plan['optimiser_steps']}",
+            f"  learning rate          {plan['learning_rate']:g}",
             f"  tokens                 {plan['tokens_to_train']} to train, {plan['tokens_to_reference']} to reference",
             f"  layout                 {plan['layout']}"
             + (f" ({why_plain})" if why_plain else f": {saved:.1f}× fewer tokens than padded pairs of 8"),
             f"  parameters             {plan['parameters']:,} ({plan['trained_parameters']:,} trained)",
-            f"  memory                 {plan['bytes_weights'] / gib:.2f} GiB weights, "
+            f"  memory                 {plan['bytes_weights'] / gib:.2f} GiB weights, {second}"
             f"{plan['bytes_gradients_and_moments'] / gib:.2f} GiB gradients and moments, besides activations",
             f"  expected time          {plan['expected_seconds']:.0f} s on this machine, evaluation not counted",
         )

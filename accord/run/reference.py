@@ -10,7 +10,7 @@ from pathlib import Path
 from accord.config import AlignConfig
 from accord.data.tokens import TokenGroup
 from accord.errors import PolicyError
-from accord.objectives import ObjectiveSpec
+from accord.objectives import Need, ObjectiveSpec
 from accord.policy.load import hash_weights, load_policy
 from accord.policy.policy import Policy
 from accord.policy.reference import Reference, base_of, default_cache_folder, opened, reference_key
@@ -20,6 +20,7 @@ class Origin:
     """The policy as it was before its first step, for as long as anything asks for it."""
 
     def __init__(self, policy: Policy, config: AlignConfig, weights_hash: str, *, keep: bool) -> None:
+        """`keep`: a copy in memory, for when the policy has moved and the folder it came from is no way back."""
         self.is_untouched: Callable[[], bool] = lambda: True
         self._policy, self._config, self.weights_hash = policy, config, weights_hash
         self._kept: Policy | None = None
@@ -39,7 +40,8 @@ class Origin:
             with opened(self._policy) as policy:
                 yield policy
         else:
-            yield self._kept or self._reload()
+            self._kept = self._kept or self._reload()
+            yield self._kept
 
     def _reload(self) -> Policy:
         model = self._config.model
@@ -54,7 +56,16 @@ class Origin:
             )
         if self._policy.why_plain is not None:
             policy.fall_back_to_plain(self._policy.why_plain)
+        policy.requires_grad_(False)
         return policy
+
+
+def is_asked_later(config: AlignConfig, spec: ObjectiveSpec, *, is_resumed: bool = False) -> bool:
+    """Whether the policy's own start is asked for log-probabilities after the policy has moved."""
+    if config.reference.path != "auto":
+        return False
+    to_fill = is_resumed and spec.reference
+    return to_fill or Need.MISMATCHED_KL in spec.needs or config.evaluate.num_samples > 0
 
 
 def starts_at_base(policy: Policy) -> bool:
@@ -64,11 +75,12 @@ def starts_at_base(policy: Policy) -> bool:
 
 def make_reference(
     config: AlignConfig, spec: ObjectiveSpec, policy: Policy, origin: Origin, groups: Sequence[TokenGroup]
-) -> Reference | None:
-    """Return the reference of a run: needed by the objective, or asked for by the KL of the evaluation."""
+) -> tuple[Reference | None, int]:
+    """Return the reference of a run, needed by the objective or by the KL of the evaluation, and its own bytes."""
     settings = config.reference
     if not spec.reference and not config.evaluate.num_samples:
-        return None
+        return None, 0
+    holder = policy if not policy.has_adapters and is_asked_later(config, spec) else None
     vocabulary = policy.causal_lm.config.get_text_config().vocab_size
     scorer, weights = origin, origin.weights_hash
     if settings.path != "auto":
@@ -82,13 +94,14 @@ def make_reference(
             )
         other.settle_layout([groups[0], max(groups, key=lambda group: group.num_tokens)])
         other.requires_grad_(False)
-        scorer, weights = (lambda: opened(other)), hash_weights(other)
+        scorer, weights, holder = (lambda: opened(other)), hash_weights(other), other
     folder = None
     if settings.cache is not None:
         folder = default_cache_folder() if settings.cache == "auto" else Path(settings.cache)
-    return Reference(
+    made = Reference(
         scorer,
         key=reference_key(weights, policy, vocabulary=vocabulary),
         cache_folder=folder,
         max_tokens=config.train.max_batch_tokens,
     )
+    return made, sum(p.numel() * p.element_size() for p in holder.parameters()) if holder is not None else 0

@@ -32,3 +32,13 @@ def test_texts_without_a_prompt_are_split_by_what_they_say():
     train, held_out = split_held_out(groups, 0.2, seed=0)
     assert len(held_out) == 8
     assert {g.responses for g in train}.isdisjoint(g.responses for g in held_out)
+
+
+def test_turns_of_one_conversation_stay_together():
+    """Each conversation was judged at its first, second and third turn: a longer prompt begins with a shorter one."""
+    groups = [group((1, *range(10, 10 + talk), 99, *([5] * turn)), (3,)) for talk in range(40) for turn in range(3)]
+    train, held_out = split_held_out(groups, 0.1, seed=0)
+    assert len(held_out) == 12
+    assert {g.prompt_ids[: g.prompt_ids.index(99)] for g in train}.isdisjoint(
+        g.prompt_ids[: g.prompt_ids.index(99)] for g in held_out
+    )

@@ -121,3 +121,18 @@ def test_mismatched_prompts() -> None:
     assert pairs == [((2,), (52,)), ((2,), (52,)), ((7,), (53,)), ((8,), (50,))]
     assert mismatched_groups(batch[:2]) == []
     assert mismatched_groups([]) == []
+
+
+def test_several_judges_are_a_vote() -> None:
+    """Nine of ten raters decide; five against five decide nothing; strengths are the majority's mean."""
+    for_first = [Comparison(better=0, worse=1, strength=float(value)) for value in range(1, 10)]
+    against = [Comparison(better=1, worse=0, strength=50.0)]
+    assert preferences(for_first + against) == {(0, 1): 5.0}
+    assert preferences(for_first[:5] + against * 5) == {}
+    assert preferences([Ranking(order=((0,), (1,), (2,))), Ranking(order=((1,), (0,), (2,)))]) == {
+        (0, 2): 0.0,
+        (1, 2): 0.0,
+    }
+    up, down = Label(response=0, is_desirable=True), Label(response=0, is_desirable=False)
+    assert labels([up] * 9 + [down], {}) == {0: True}
+    assert labels([up, down], {}) == {}

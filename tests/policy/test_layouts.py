@@ -13,17 +13,19 @@ import pytest
 import torch
 import torch._dynamo.utils
 from models import SHAREABLE, UNSHAREABLE, build_policy, own_token_logps, ragged_groups, save_model
+from toy_runs import BASE
 
 from accord.data.tokens import TokenGroup, TokenResponse
-from accord.policy import attention
+from accord.policy import attention, layout
 from accord.policy.check import check_layout, probe_groups
 from accord.policy.layout import Tree
-from accord.policy.load import load_policy
+from accord.policy.load import Precision, load_policy
 from accord.policy.policy import Policy
 
 TOLERANCE = 1e-6
 REASONS = {
     "mamba": "layers share a prompt through attention",
+    "falcon_h1": "let a response see its sibling",
     "gpt_oss": "`s_aux`",
     "bloom": "attention interface",
     "mpt": "attention interface",
@@ -96,20 +98,60 @@ def test_check_layout_passes_with_gradients(name: str) -> None:
     assert found.gap_gradient < TOLERANCE
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_check_layout_in_low_precision(dtype: torch.dtype) -> None:
-    found = check_layout(build_policy("qwen2", dtype=dtype), probe_groups(61))
+@pytest.mark.parametrize("name", ["llama", "mistral_window", "qwen3", "gemma2", "mixtral", "qwen3_moe"])
+def test_sound_models_stay_on_the_tree_in_bfloat16(name: str) -> None:
+    found = check_layout(build_policy(name, dtype=torch.bfloat16), probe_groups(61), gradients=True)
+    assert found.passed, found.reason
+    assert found.tolerance_logps < 0.05  # nats per token: not blind
+
+
+@pytest.mark.parametrize("name", ["falcon_h1", "llama4", "roberta"])
+def test_others_fall_back_in_bfloat16_too(name: str) -> None:
+    assert REASONS[name] in str(check_layout(build_policy(name, dtype=torch.bfloat16), probe_groups(61)).reason)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed", "bfloat16"])
+def test_the_shipped_model_shares_prompts_in_every_precision(precision: Precision) -> None:
+    policy = load_policy(BASE, precision=precision)
+    found = check_layout(policy, probe_groups(policy.causal_lm.config.vocab_size), gradients=True)
     assert found.passed, found.reason
 
 
 def test_a_leak_between_siblings_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check must not be blind: responses that see each other are reported with their size."""
+    """Causal attention over the whole packed row: responses that see each other are reported with their size."""
     monkeypatch.setattr(attention, "_branches", lambda tree: torch.zeros(tree.length, dtype=torch.long))
     monkeypatch.setattr(attention, "SHORT_TREE", 10**6)
     monkeypatch.setattr(attention, "MOST_PADDING", 10**6)
-    found = check_layout(build_policy("llama", dtype=torch.float32), probe_groups(61))
-    assert not found.passed
+    for dtype in (torch.float32, torch.bfloat16):
+        found = check_layout(build_policy("llama", dtype=dtype), probe_groups(61))
+        assert "its layers let a response see its sibling (by " in str(found.reason)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-6])
+def test_a_leak_below_rounding_is_found(size: float) -> None:
+    """The mean over the packed row times 1e-3 disappears in bfloat16's rounding; its gradient does not."""
+    policy = build_policy("llama", dtype=torch.bfloat16)
+    policy.causal_lm.base_model.layers[0].register_forward_hook(
+        lambda module, arguments, output: output + size * output.mean(1, keepdim=True)
+    )
+    assert "let a response see its sibling" in str(check_layout(policy, probe_groups(61)).reason)
+
+
+def test_positions_off_by_one_are_found_in_low_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No leak: only the comparison can see it, whose tolerance is far below what such a mistake costs."""
+    policy, lay_out = build_policy("llama", dtype=torch.bfloat16), layout.lay_out_tree
+
+    def shifted(groups: list[TokenGroup], device: torch.device) -> layout.Batch:
+        batch = lay_out(groups, device)
+        assert batch.tree is not None
+        places = [range(start, start + length) for tree in batch.tree.trees for start, length in tree.responses]
+        batch.tree.position_ids_N[[place for some in places for place in some]] += 1
+        return batch
+
+    monkeypatch.setattr("accord.policy.policy.lay_out_tree", shifted)
+    found = check_layout(policy, probe_groups(61))
     assert "nats per token between the layouts" in str(found.reason)
+    assert found.gap_logps > 3 * found.tolerance_logps
 
 
 @pytest.mark.parametrize("layout", ["tree", "plain"])

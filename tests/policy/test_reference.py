@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from models import build_model, build_policy, build_tokenizer, ragged_groups, sa
 
 from accord.data.tokens import TokenGroup, TokenResponse
 from accord.policy.load import hash_weights, load_policy
-from accord.policy.policy import Policy
+from accord.policy.policy import Policy, Scores
 from accord.policy.reference import Reference, base_of, opened, reference_key
 
 NEVER = "the cache holds everything: the reference must not be opened"
@@ -148,6 +150,44 @@ def test_the_key_names_what_values_depend_on(tmp_path: Path) -> None:
     assert key(moved) != start
     turned = build_model("llama", dtype=torch.float32, rope_parameters={"rope_type": "default", "rope_theta": 500.0})
     assert hash_weights(Policy(turned, build_tokenizer())) != hash_weights(build_policy("llama", dtype=torch.float32))
+
+
+def test_the_key_tells_adapter_settings_apart(tmp_path: Path) -> None:
+    """Equal tensors, another alpha: other numbers, and another key."""
+    save_model(tmp_path, "llama")
+
+    def adapted(alpha: float) -> Policy:
+        torch.manual_seed(0)
+        return load_policy(tmp_path, lora_rank=2, lora_alpha=alpha)
+
+    one, two = adapted(2), adapted(4)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert hash_weights(one) != hash_weights(two)
+    assert hash_weights(one, base_only=True) == hash_weights(two, base_only=True) == hash_weights(load_policy(tmp_path))
+    one.save(tmp_path / "adapter")
+    assert hash_weights(load_policy(tmp_path / "adapter")) == hash_weights(one)
+
+
+class Small(Policy):
+    """A policy on a device that holds 40 tokens."""
+
+    def score(self, groups: Sequence[TokenGroup], **named: Any) -> Scores:
+        if sum(group.num_tokens for group in groups) > 40:
+            raise torch.OutOfMemoryError("no room")
+        return super().score(groups, **named)
+
+
+def test_a_reference_that_runs_out_of_memory_takes_less_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    policy = Small(build_model("llama"), build_tokenizer())
+    groups = ragged_groups((1, 2, 1, 2, 1, 1), longest=10)
+    assert max(group.num_tokens for group in groups) <= 40 < sum(group.num_tokens for group in groups)
+    reference = make(policy, None, max_tokens=10**9)
+    reference.fill(groups)
+    assert reference.missing(groups) == []
+    assert 10 < reference.max_tokens <= 60
+    assert "the reference is now scored with" in caplog.text
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        make(policy, None).fill(ragged_groups((8,)))  # one group alone is too much: nothing to halve
 
 
 def test_the_base_under_adapters_is_the_reference(tmp_path: Path) -> None:

@@ -8,16 +8,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import SHAREABLE, build_model, build_policy, build_tokenizer, own_token_logps, save_model
+from models import HYBRID, SHAREABLE, build_model, build_policy, build_tokenizer, own_token_logps, save_model
 from scipy.stats import chisquare
 from torch.nn import functional as F
 
+from accord.data import encode_groups
 from accord.data.tokens import TokenGroup, TokenResponse
 from accord.errors import PolicyError
 from accord.policy.load import load_policy
 from accord.policy.policy import Policy
-from accord.policy.sample import SamplingSettings, sample_responses, tempered_logps
-from accord.records import FinishReason, Response
+from accord.policy.sample import (
+    NoSampler,
+    SamplingSettings,
+    answer_prompts,
+    sample_responses,
+    stop_ids,
+    tempered_logps,
+    trained_ends,
+)
+from accord.records import Comparison, FinishReason, Group, Message, Response
 
 PROMPTS = [(5, 6, 7, 8, 9, 10, 11, 12, 13), (8,), (9, 10, 11)]
 SETTINGS = SamplingSettings(num_responses=3, max_tokens=10, seed=7)
@@ -118,6 +127,30 @@ def test_endings_and_stop_ids() -> None:
     assert ends[FinishReason.LENGTH] >= 5
 
 
+def test_samples_end_where_the_template_ends_a_turn() -> None:
+    """A template that closes turns with w9, which is not the EOS: what is trained as the end ends a response."""
+    policy = build_policy("llama")
+    assert stop_ids(policy) == {1}
+    policy.tokenizer.add_tokens("w9")  # a token of its own, not a special one
+    policy.tokenizer.chat_template = (
+        "{% for m in messages %}w4 {{ m['content'] }} w9 {% endfor %}{% if add_generation_prompt %}w4 {% endif %}"
+    )
+    assert stop_ids(policy) == {1, 9}
+    assert stop_ids(policy, "transcript") == {1}
+    row = Group(
+        prompt=(Message(role="user", content="w5"),),
+        responses=(Response(content="w6 w7"), Response(content="w8")),
+        judgements=(Comparison(better=0, worse=1),),
+    )
+    assert trained_ends(encode_groups([row], policy.tokenizer).groups) == {9}
+    (answered,) = answer_prompts(policy, [row], replace(SETTINGS, num_responses=200))
+    ends = Counter((r.token_ids or ())[-1] for r in answered.responses if r.finish_reason is FinishReason.STOP)
+    assert set(ends) == {1, 9}
+    assert not any("w9" in str(response.content) for response in answered.responses)
+    (drawn,) = sample_responses(policy, [(5,)], replace(SETTINGS, num_responses=200), more_stop_ids=[11])
+    assert {(r.token_ids or ())[-1] for r in drawn if r.finish_reason is FinishReason.STOP} == {1, 9, 11}
+
+
 def test_a_response_ends_where_the_models_positions_do() -> None:
     """GPT-2 has 128 learned positions: 125 in the prompt leave room for three tokens, whatever else is in the batch."""
     policy = build_policy("gpt2")
@@ -178,6 +211,9 @@ def test_what_cannot_be_sampled() -> None:
         sample_responses(build_policy("llama"), [(5,), ()], SETTINGS)
     with pytest.raises(PolicyError, match="MambaForCausalLM keeps no attention cache"):
         sample_responses(build_policy("mamba", dtype=torch.float32), PROMPTS, SETTINGS)
+    for name in (*HYBRID, "falcon_h1"):
+        with pytest.raises(NoSampler, match="keeps a recurrent state besides its attention cache"):
+            sample_responses(build_policy(name, dtype=torch.float32), PROMPTS, SETTINGS)
     broken = build_policy("llama")
     with torch.no_grad():
         broken.causal_lm.get_output_embeddings().weight.fill_(float("nan"))
