@@ -15,7 +15,6 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from accord.config import BFLOAT16_IS_TOO_COARSE, AlignConfig, build_config, default_lr, flatten, idle_keys
-from accord.data.tokens import TokenGroup
 from accord.errors import AccordError, ConfigError, DataError, StoreError
 from accord.evaluation.report import write_report
 from accord.objectives import OBJECTIVES, Need, ObjectiveSpec
@@ -25,11 +24,11 @@ from accord.policy.reference import Reference
 from accord.records import Group
 from accord.run.data import DataFacts, check_needs, encode_run_data, hash_data, load_run_data
 from accord.run.held_out import Evaluation
-from accord.run.plan import describe_plan, make_plan
+from accord.run.plan import describe_plan, make_plan, memory_for, settle_layout
 from accord.run.reference import Origin, is_asked_later, make_reference, starts_at_base
 from accord.store import RunFolder, check_vacant
 from accord.tracking import open_tracker
-from accord.train import Loop, memory_for
+from accord.train import Loop
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -40,6 +39,12 @@ FREE_TO_CHANGE = (
     "evaluate.sample_tokens",
 )  # fmt: skip
 """Settings a resumed run may change: they do not move the weights."""
+
+
+COMPARED_WITH_BASE = (
+    "the policy starts from trained adapters: it is compared with the base model under them, not with its own start; "
+    "merge the adapters into the base to compare it with that"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,19 +93,15 @@ def align(
     data = load_run_data(config, groups, eval_groups)
     check_needs(config.objective.name, spec, data)
     was_given = policy is not None
-    if policy is None:
-        policy = _load_policy(config, accelerator)
-    else:
-        _check_given(policy, config)
+    policy = _load_policy(config, accelerator) if policy is None else _check_given(policy, config)
     config = _with_rate(config, spec, policy)
     train, held_out, report = encode_run_data(config, data, policy)
     hashes = {"data_hash": hash_data(data, train, held_out)}
     with memory_for("checking the layout and the reference"):
-        _settle_layout(policy, train)
+        settle_layout(policy, train)
         hashes["weights_hash"] = start_hash = hash_weights(policy, base_only=policy.has_adapters)
         keep = is_asked_later(config, spec, is_resumed=was_given and resume)
-        no_way_back = was_given or Need.MISMATCHED_KL in spec.needs
-        origin = Origin(policy, config, start_hash, keep=keep and no_way_back)
+        origin = Origin(policy, config, start_hash, keep=keep and (was_given or Need.MISMATCHED_KL in spec.needs))
         reference, reference_bytes = make_reference(config, spec, policy, origin, train)
     is_at_base = starts_at_base(policy)
     loop = Loop(
@@ -112,28 +113,22 @@ def align(
     with memory_for("timing a pass for the plan"):
         plan = make_plan(
             policy, train, held_out,
-            num_steps=loop.num_steps, lr=loop.rate, tokens_to_train=loop.num_tokens_to_train(),
+            num_steps=loop.num_steps, lr=loop.rate, batch_at=loop.batch_at,
             to_reference=reference.missing([*train, *held_out]) if reference is not None and spec.reference else [],
             reference_bytes=reference_bytes,
         )  # fmt: skip
-    announce(report.text)
-    announce(describe_plan(plan))
+    announce(f"{report.text}\n{describe_plan(plan)}")
     if reference is not None and config.reference.path == "auto" and not is_at_base:
-        announce(
-            "the policy starts from trained adapters: it is compared with the base model under them, not with its "
-            "own start; merge the adapters into the base to compare it with that"
-        )
+        announce(COMPARED_WITH_BASE)
     if dry_run:
         return AlignResult(policy=policy, summary={}, plan=plan, data_report=report.text, run=None)
 
-    def open_run() -> RunFolder:
-        run = RunFolder.create(out, resume=resume, overwrite=overwrite)
-        _describe_run(run, config, plan, report, hashes)
-        if bad_rows := data.bad_rows():
-            run.write_bad_rows(bad_rows)
-        return run
-
-    run = _on_first(accelerator, open_run)
+    run = _on_first(
+        accelerator,
+        lambda: _open_run(
+            RunFolder.create(out, resume=resume, overwrite=overwrite), config, plan, report, hashes, data.bad_rows()
+        ),
+    )
     try:
         return _run(config, loop, run, reference, report, plan, announce, show_reference)
     except BaseException:
@@ -228,8 +223,8 @@ def _load_policy(config: AlignConfig, accelerator: Accelerator) -> Policy:
         )  # fmt: skip
 
 
-def _check_given(policy: Policy, config: AlignConfig) -> None:
-    """Raise ConfigError for a policy in memory beside settings for loading one, or in too coarse a precision."""
+def _check_given(policy: Policy, config: AlignConfig) -> Policy:
+    """Return the policy; raise ConfigError beside settings for loading one, and for too coarse a precision."""
     keys = [key for key in type(config.model).model_fields if key not in ("path", "device")]
     if idle := idle_keys(config.model, "model", keys):
         raise ConfigError(
@@ -238,6 +233,7 @@ def _check_given(policy: Policy, config: AlignConfig) -> None:
     coarse = {p.dtype for p in policy.parameters() if p.requires_grad} & {torch.bfloat16, torch.float16}
     if coarse:
         raise ConfigError(f"got a policy whose trained weights are {coarse.pop()} — {BFLOAT16_IS_TOO_COARSE}")
+    return policy
 
 
 def _with_rate(config: AlignConfig, spec: ObjectiveSpec, policy: Policy) -> AlignConfig:
@@ -246,14 +242,6 @@ def _with_rate(config: AlignConfig, spec: ObjectiveSpec, policy: Policy) -> Alig
         return config
     lr = default_lr(learns_from_demonstrations=not spec.needs, has_adapters=policy.has_adapters)
     return config.model_copy(update={"train": config.train.model_copy(update={"lr": lr})})
-
-
-def _settle_layout(policy: Policy, groups: Sequence[TokenGroup]) -> None:
-    """Check the layout; where any process finds that it does not fit, all take the plain path."""
-    policy.settle_layout([groups[0], max(groups, key=lambda group: group.num_tokens)])  # a window shows in the longest
-    why_plain = next((reason for reason in gather_object([policy.why_plain]) if reason is not None), None)
-    if why_plain is not None:
-        policy.fall_back_to_plain(why_plain)
 
 
 def _on_first(accelerator: Accelerator, work: Callable[[], T]) -> T | None:
@@ -276,9 +264,10 @@ def _on_first(accelerator: Accelerator, work: Callable[[], T]) -> T | None:
 # -- the run folder ----------------------------------------------------------------------------------------------------
 
 
-def _describe_run(
-    run: RunFolder, config: AlignConfig, plan: dict[str, Any], report: DataFacts, hashes: dict[str, str]
-) -> None:
+def _open_run(
+    run: RunFolder, config: AlignConfig, plan: dict[str, Any], report: DataFacts, hashes: dict[str, str],
+    bad_rows: list[dict[str, Any]],
+) -> RunFolder:  # fmt: skip
     """Write down what a run depends on; refuse to resume one whose settings, data or weights are not the same."""
     now, earlier = dict(flatten(config.to_dict())), dict(flatten(run.read_config()))
     changed = [key for key in now if now[key] != earlier.get(key, now[key]) and not key.startswith(FREE_TO_CHANGE)]
@@ -297,7 +286,10 @@ def _describe_run(
     run.update_manifest(**hashes, seed=config.train.seed, status="running")
     run.write_json("plan", plan)
     run.write_json("data_report", report.facts)
+    if bad_rows:
+        run.write_bad_rows(bad_rows)
     run.append_log(f"{report.text}\n{describe_plan(plan)}")
+    return run
 
 
 def _restore(loop: Loop, run: RunFolder | None, announce: Callable[[str], None]) -> int | None:

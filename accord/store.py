@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accord.config import flatten
 from accord.durable import (
     append_whole,
     atomic_write_bytes,
@@ -149,7 +148,7 @@ class RunFolder:
         text = yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True, width=110)
         changed: tuple[str, ...] = ()
         if path.exists():
-            before, after = dict(flatten(self.read_config())), dict(flatten(yaml.safe_load(text)))
+            before, after = _flatten(self.read_config()), _flatten(yaml.safe_load(text))
             keys = sorted(before.keys() | after.keys())
             changed = tuple(key for key in keys if before.get(key, _MISSING) != after.get(key, _MISSING))
             if not changed:
@@ -445,6 +444,15 @@ def describe_environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[name] = None
     return {"versions": versions, "platform": platform.platform(), "machine": platform.machine()}
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat.update(_flatten(item, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
 
 
 _MISSING = object()

@@ -12,8 +12,8 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -36,6 +36,7 @@ from accord.policy.reference import Reference
 from accord.run.checkpoint import load_checkpoint, load_weights, write_checkpoint
 from accord.run.held_out import INDICATORS, Evaluation, evaluate
 from accord.run.metrics import Sums, add_up, example_rows, means, measure
+from accord.run.plan import is_out_of_memory, schedule_factor
 from accord.store import RunFolder
 from accord.tracking import Tracker
 
@@ -154,8 +155,7 @@ class Loop:
             last = self._evaluate()
         if not self._is_finite():
             raise TrainingError(
-                f"step {self.state.step}, the last one, left weights that are not finite — lower train.lr, or raise "
-                "the precision"
+                "the last step left weights that are not finite — lower train.lr, or raise the precision"
             )
         return self._result(first, last)
 
@@ -177,10 +177,6 @@ class Loop:
             log.warning("stopped early, but the checkpoint of the best step %d is gone: the last weights stay", best)
             return False
         load_weights(Path(folder), self.policy)
-        log.info(
-            "stopped early after step %d: no lower held-out loss in %d evaluations; the model has the weights of step "
-            "%d, the best", self.state.step, self.state.num_worse, best,
-        )  # fmt: skip
         return True
 
     def _is_due(self, every: int | None) -> bool:
@@ -199,14 +195,6 @@ class Loop:
             )
             self._epoch = (epoch, batches)
         return [self.groups[index] for index in self._epoch[1][place]]
-
-    def num_tokens_to_train(self) -> int:
-        """Return the laid-out tokens of all steps of the run."""
-        epochs, rest = divmod(self.num_steps, self._steps_per_epoch)
-        tokens = epochs * sum(group.num_tokens for group in self.groups)
-        for step in range(self.num_steps - rest, self.num_steps):
-            tokens += sum(group.num_tokens for group in self.batch_at(step))
-        return tokens
 
     def _step(self) -> Sums:
         batch = self.batch_at(self.state.step)
@@ -298,7 +286,7 @@ class Loop:
             groups = [pairs[index] for index in part]
             logps_PK = self.policy.score(groups).logps_PK
             log_ratio_PK = logps_PK - self.reference.logps(groups, logps_PK, keep=False)
-            sums.append((float(log_ratio_PK.double().sum()), len(groups)))
+            sums.append((float(log_ratio_PK.cpu().double().sum()), len(groups)))
         joined = gather_object(sums)
         mean = sum(value for value, _ in joined) / max(1, sum(count for _, count in joined))
         return torch.tensor(max(0.0, mean), device=self.policy.device)
@@ -433,10 +421,7 @@ class Loop:
     # -- checkpoints and signals -------------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> None:
-        """Write everything that moves, atomically; keep the last few and the best.
-
-        Weights that are not finite are not written: the next step or evaluation stops the run and says so.
-        """
+        """Write everything that moves, atomically, unless it is not finite; keep the last few and the best."""
         self._flush_rows()
         if self.run is None or self.state.step in self.run.checkpoint_steps() or not self._is_finite():
             return
@@ -462,34 +447,3 @@ class Loop:
     def _is_stopped(self) -> bool:
         """Whether any process was told to stop; all stop after the same step."""
         return any(gather_object([self._stop_signal is not None]))
-
-
-def schedule_factor(step: int, num_steps: int, settings: TrainConfig) -> float:
-    """Return the share of the full learning rate at a step: linear warm-up, then constant, linear or cosine to 0."""
-    num_warmup = round(settings.warmup * num_steps)
-    if step < num_warmup:
-        return (step + 1) / (num_warmup + 1)
-    if settings.schedule == "constant":
-        return 1.0
-    done = (step - num_warmup) / max(1, num_steps - num_warmup)
-    return 1.0 - done if settings.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error is that of an allocation; the CPU's is a plain RuntimeError."""
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text or "not enough memory" in text
-
-
-@contextmanager
-def memory_for(what: str) -> Iterator[None]:
-    """Turn running out of memory in a block into a TrainingError that says during what, and what would help."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise TrainingError(
-            f"out of memory while {what} — set a smaller train.max_batch_tokens or data.max_tokens, "
-            "model.precision=mixed, model.gradient_checkpointing=true or model.lora_rank"
-        ) from error

@@ -121,6 +121,7 @@ def run(model: Path, data: Path, cache: Path, lr: float, more: dict[str, Any]) -
                 "data.eval_fraction": 0,
                 "evaluate.num_samples": 0,
                 "train.epochs": 1,
+                "train.checkpoint_every": 10**9,  # one at the end, as the other side
                 "train.batch_size": 8,
                 "train.lr": lr,
                 "train.warmup": 0,

@@ -11,7 +11,7 @@ from toy_runs import BASE
 
 from accord.certify import model_claims
 from accord.claims import Claim
-from accord.policy.load import load_policy
+from accord.policy.load import Precision, load_policy
 from accord.policy.policy import Policy
 
 
@@ -51,7 +51,32 @@ def test_a_prefix_that_leaks_between_siblings_is_seen():
     )
     (layout,) = [claim for claim in model_claims(policy) if claim.name.startswith("layout")]
     assert policy.layout == "plain"
-    assert "differ" in layout.note or "layers" in layout.note
+    assert "let a response see its sibling" in layout.note
+
+
+def test_a_hybrid_model_is_certified_without_its_sampler(tmp_path: Path):
+    claims = model_claims(load_policy(save_model(tmp_path, "lfm2")))
+    assert all(claim.passed for claim in claims), [claim for claim in claims if not claim.passed]
+    assert claims[-1].note.startswith("not sampled from here: Lfm2ForCausalLM keeps a recurrent state")
+
+
+@pytest.mark.parametrize("precision", ["mixed", "bfloat16"])
+def test_the_shipped_model_holds_them_in_low_precision(precision: Precision):
+    claims = model_claims(load_policy(BASE, precision=precision))
+    assert all(claim.passed for claim in claims), [claim for claim in claims if not claim.passed]
+    assert "layout: tree = plain, log-probability per token (mean gap, nats)" in {claim.name for claim in claims}
+
+
+def test_an_end_of_turn_that_is_not_the_eos_is_stopped_at():
+    """ChatML on a tokenizer whose EOS is another token."""
+    policy = load_policy(BASE)
+    policy.tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    policy.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    (claim,) = [claim for claim in model_claims(policy) if "trained ends" in claim.name]
+    assert (claim.passed, claim.reached) == (True, 0)
 
 
 def test_a_head_that_is_not_the_models_own_is_caught():

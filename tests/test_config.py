@@ -67,6 +67,12 @@ def test_every_key_is_refused_with_a_letter_too_many(key: str):
         ({"data.eval_path": "e", "data.eval_fraction": 0.2}, "only one of them"),
         ({"train": 5, "train.lr": 1e-3}, "expected one of them"),
         ({"train": 5}, "got train=5"),
+        ({"train.adam_beta1": 1}, "train.adam_beta1=1"),
+        ({"train.adam_beta2": 1.0}, "train.adam_beta2=1.0"),
+        ({"train.seed": -1}, "train.seed=-1"),
+        ({"evaluate.num_samples": 0, "evaluate.sample_tokens": 9}, "nothing is sampled"),
+        ({"evaluate.num_samples": 0, "objective": "simpo", "reference": "r"}, "simpo has no reference"),
+        ({"model.precision": "bfloat16"}, r"model\.precision=mixed.*lora_rank"),
         ({"data": None}, "data.path"),
     ],
 )

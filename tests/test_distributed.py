@@ -43,10 +43,20 @@ for line in json.load(open(sys.argv[1])):
 """
 
 
-def launch(processes: int, lines: list[list[str]], folder: Path) -> subprocess.CompletedProcess[str]:
+WAITING = """
+import json, sys
+from accord.cli import main
+for line in json.load(open(sys.argv[1])):
+    print("code", main(line), flush=True)
+"""
+
+
+def launch(
+    processes: int, lines: list[list[str]], folder: Path, *, driver: str = DRIVER
+) -> subprocess.CompletedProcess[str]:
     """Run command lines of `accord`, one after the other, in several processes started by torch's launcher."""
     (folder / "lines.json").write_text(json.dumps(lines))
-    (folder / "driver.py").write_text(DRIVER)
+    (folder / "driver.py").write_text(driver)
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -106,6 +116,16 @@ def test_only_the_first_process_speaks(folder: Path):
         found.append(value["summary"]["objective"])
         printed = printed.strip()[end:]
     assert found == list(RUNS)
+
+
+def test_what_the_first_process_refuses_ends_the_others_too(folder: Path):
+    """Both say so by themselves: none waits at a meeting point until the launcher kills it."""
+    for name, line in (("taken", []), ("resumed", ["train.lr=5e-3", "--resume"])):
+        scratch = folder / name
+        scratch.mkdir()
+        settings = settings_line(folder / "dpo-2", folder / "pairs-14-2-0.jsonl", **SETTINGS)
+        launched = launch(2, [[*settings, *line]], scratch, driver=WAITING)
+        assert launched.stdout.count("code 1") == 2, launched.stderr[-2000:]
 
 
 def test_an_error_ends_all_processes(folder: Path):

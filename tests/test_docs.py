@@ -110,6 +110,8 @@ BAD_INPUT = [
     "objective.beta=-1",
     "train.epochs=many",
     "evaluate.patience=3",
+    "model.precision=bfloat16",
+    "objective=simpo reference=my-model evaluate.num_samples=0",
     "data=malformed.jsonl",
     "data=column.jsonl",
     "data=unknown.jsonl",

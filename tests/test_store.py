@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from accord.errors import StoreError
-from accord.store import RunFolder
+from accord.store import RunFolder, hash_file
 
 # -- opening ------------------------------------------------------------------------------------------------------
 
@@ -160,3 +160,8 @@ def test_log_lines_carry_a_time(tmp_path: Path) -> None:
 def test_the_store_needs_no_torch() -> None:
     code = "import sys, accord.store; assert 'torch' not in sys.modules and 'pyarrow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_hash_file_is_what_sha256sum_prints(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    assert hash_file(tmp_path / "a") == "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"

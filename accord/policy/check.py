@@ -40,6 +40,9 @@ class LayoutCheck:
         return self.reason is None
 
 
+@torch.compiler.set_stance(
+    "force_eager"
+)  # compiled code neither sees hooks set later nor forgets those it was made with
 def check_layout(policy: Policy, groups: Sequence[TokenGroup], *, gradients: bool = False) -> LayoutCheck:
     """Ask whether responses see their siblings, then score groups in both layouts and compare.
 

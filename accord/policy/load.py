@@ -36,8 +36,9 @@ def load_policy(
 ) -> Policy:
     """Load a causal language model and its tokenizer as a `Policy`.
 
-    precision: "float32"; "bfloat16" (weights, gradients and moments in bfloat16: 8 bytes per parameter with AdamW);
-    "mixed" (float32 weights, bfloat16 products; 16 bytes per parameter). `lora_rank` > 0 adds trainable adapters and
+    precision: "float32"; "bfloat16" (for adapters on a frozen base and for scoring: in weights of its own, rounding
+    loses small updates); "mixed" (float32 weights, bfloat16 products; 16 bytes per parameter with AdamW).
+    `lora_rank` > 0 adds trainable adapters and
     freezes the rest. A folder with an `adapter_config.json` is loaded on its base model.
     Raises PolicyError when the path is not a model, is half-written, or cannot be reached.
     """

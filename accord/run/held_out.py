@@ -13,13 +13,13 @@ from accord.config import EvaluateConfig
 from accord.data.batching import chunked, micro_batches
 from accord.data.tokens import TokenGroup, TokenResponse
 from accord.errors import PolicyError
-from accord.evaluation.intervals import mean_interval, wilson
+from accord.evaluation.intervals import clustered_mean_interval, mean_interval, wilson
 from accord.objectives import Need, ObjectiveSpec
 from accord.policy.head import Statistic
 from accord.policy.judgements import to_scored_groups
 from accord.policy.policy import Policy
 from accord.policy.reference import Reference
-from accord.policy.sample import SamplingSettings, sample_responses
+from accord.policy.sample import SamplingSettings, sample_responses, trained_ends
 from accord.run.metrics import Sums, add_up, example_rows, means, measure
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,8 @@ def evaluate(
         chosen = groups[: settings.num_samples]
         places = range(len(chosen))[rank::world]
         mine = [chosen[place] for place in places]
-        samples = gather(_answer(policy, mine, places, reference, settings, max_batch_tokens, seed))
+        ends = trained_ends(groups)
+        samples = gather(_answer(policy, mine, places, reference, settings, max_batch_tokens, seed, ends))
         samples.sort(key=lambda sample: sample["index"])
         log_ratios = [sample["log_ratio"] for sample in samples if sample["log_ratio"] is not None]
         if 1 < len(log_ratios) == len(samples):  # one number has no interval
@@ -94,27 +95,30 @@ def _no_baseline(spec: ObjectiveSpec) -> torch.Tensor | None:
 
 
 def _intervals(sums: Sums, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Intervals for what is measured on pairs. Pairs of one prompt are no independent draws: the prompts are."""
     found: dict[str, float] = {}
+    margins = [margin for row in rows for margin in row["margins"]]
+    prompts = [place for place, row in enumerate(rows) for _ in row["margins"]]
+    num_prompts = len(set(prompts))
     for name in ("rewards/accuracies", "ranking_accuracy"):
         if name in sums:
             successes, total = sums[name]
-            found |= wilson(successes, int(total)).as_dict(name)
-    margins = [margin for row in rows for margin in row["margins"]]
-    if len(margins) > 1:
-        found |= mean_interval(margins).as_dict("rewards/margins")
+            found |= wilson(successes * num_prompts / total, num_prompts).as_dict(name)
+    if num_prompts > 1:
+        found |= clustered_mean_interval(margins, prompts).as_dict("rewards/margins")
     return found
 
 
 def _answer(
     policy: Policy, groups: Sequence[TokenGroup], places: Sequence[int], reference: Reference | None,
-    settings: EvaluateConfig, max_batch_tokens: int, seed: int,
+    settings: EvaluateConfig, max_batch_tokens: int, seed: int, ends: frozenset[int],
 ) -> list[dict[str, Any]]:  # fmt: skip
     if not groups:
         return []
     prompts = [group.prompt_ids for group in groups]
     try:
         sampling = SamplingSettings(max_tokens=settings.sample_tokens, seed=seed)
-        drawn = sample_responses(policy, prompts, sampling, streams=places)
+        drawn = sample_responses(policy, prompts, sampling, streams=places, more_stop_ids=ends)
     except PolicyError as error:  # training goes on: what was learnt is worth more than a number about it
         log.warning("held-out prompts are not answered, and KL is not measured: %s", error)
         return []
@@ -149,6 +153,6 @@ def _log_ratios(
         groups = [answered[place] for place in part]
         logps_PK = policy.score(groups).logps_PK
         log_ratio_PK = logps_PK - reference.logps(groups, logps_PK, keep=False)
-        for place, value in zip(part, log_ratio_PK[:, 0].double().tolist(), strict=True):
+        for place, value in zip(part, log_ratio_PK[:, 0].tolist(), strict=True):
             found[place] = value
     return found

@@ -43,7 +43,7 @@ def measure(scored: ScoredGroups, result: ObjectiveResult, scores: Scores) -> Su
     Over labelled responses the same by label; over all responses the log-probability per token.
     """
     sums: Sums = {"loss": (float(result.loss_P.sum()), float(result.denominators().sum()))}
-    lengths_PK = scored.num_tokens_PK.to(torch.float64)
+    lengths_PK = scored.num_tokens_PK
     _add(sums, "logps/per_token", scored.policy_logps_PK, scored.is_valid_PK, weights=lengths_PK)
     _add(sums, "length/response", lengths_PK, scored.is_valid_PK)
     if scored.preferred_PKK is not None and bool(scored.preferred_PKK.any()):
@@ -77,7 +77,7 @@ def _pair_metrics(scored: ScoredGroups, result: ObjectiveResult, lengths_PK: Ten
         "length/rejected": lengths_PK[p, worse],
         "ranking_accuracy": _share_above_zero(gap),
     }
-    return {name: (float(values.double().sum()), float(len(values))) for name, values in columns.items()}
+    return {name: (float(values.cpu().double().sum()), float(len(values))) for name, values in columns.items()}
 
 
 def _is_noise(scored: ScoredGroups, p: Tensor, better: Tensor, worse: Tensor) -> Tensor:
@@ -93,12 +93,12 @@ def _is_noise(scored: ScoredGroups, p: Tensor, better: Tensor, worse: Tensor) ->
 
 
 def _share_above_zero(values: Tensor) -> Tensor:
-    return (values > 0).double() + 0.5 * (values == 0).double()
+    return (values > 0).float() + 0.5 * (values == 0).float()
 
 
 def _add(sums: Sums, name: str, values: Tensor, where: Tensor, weights: Tensor | None = None) -> None:
     count = float(where.sum()) if weights is None else float((weights * where).sum())
-    sums[name] = (float(torch.where(where, values, 0).double().sum()), count)
+    sums[name] = (float(torch.where(where, values, 0).cpu().double().sum()), count)
 
 
 @torch.no_grad()
@@ -107,8 +107,8 @@ def example_rows(
 ) -> list[dict[str, Any]]:
     """Return one plain row per group: everything needed to look back at what an example did to the run."""
     # one copy from the device per tensor, not per group
-    policy, rewards_PK = scored.policy_logps_PK.double().tolist(), result.implicit_reward_PK.double().tolist()
-    reference = scored.reference_logps_PK.double().tolist() if scored.reference_logps_PK is not None else None
+    policy, rewards_PK = scored.policy_logps_PK.tolist(), result.implicit_reward_PK.tolist()
+    reference = scored.reference_logps_PK.tolist() if scored.reference_logps_PK is not None else None
     losses, is_counted, num_tokens = result.loss_P.tolist(), result.is_counted_P.tolist(), scored.num_tokens_PK.tolist()
     pairs: list[list[tuple[int, int]]] = [[] for _ in groups]
     for row, better, worse in scored.preferred_PKK.nonzero().tolist() if scored.preferred_PKK is not None else ():

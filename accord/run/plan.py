@@ -1,14 +1,19 @@
-"""What a run will cost, before it starts: tokens, passes, memory, and time from a timed pass on this machine."""
+"""What a run will do and cost, before it starts: layout, rates, tokens, memory, and time from a timed pass."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 
+from accord.config import TrainConfig
 from accord.data.tokens import TokenGroup
+from accord.errors import TrainingError
 from accord.policy.policy import Policy
 
 PROBE_TOKENS = 1024  # laid-out tokens of the timed pass
@@ -21,7 +26,7 @@ def make_plan(
     *,
     num_steps: int,
     lr: float,
-    tokens_to_train: int,
+    batch_at: Callable[[int], Sequence[TokenGroup]],
     to_reference: Sequence[TokenGroup],
     reference_bytes: int,
 ) -> dict[str, Any]:
@@ -36,6 +41,7 @@ def make_plan(
     weights = sum(p.numel() * p.element_size() for p in parameters)
     moving = sum(p.numel() * p.element_size() for p in trained)
     padded = sum(_padded(groups[start : start + 8]) for start in range(0, len(groups), 8))
+    tokens = sum(group.num_tokens for step in range(num_steps) for group in batch_at(step))
     reference_tokens = sum(group.num_tokens for group in to_reference)
     seconds_per_token = _time_pass(policy, groups)
     return {
@@ -43,7 +49,7 @@ def make_plan(
         "held_out_groups": len(eval_groups),
         "optimiser_steps": num_steps,
         "learning_rate": lr,
-        "tokens_to_train": tokens_to_train,
+        "tokens_to_train": tokens,
         "tokens_to_reference": reference_tokens,
         "tokens_per_epoch": sum(group.num_tokens for group in groups),
         "tokens_per_epoch_if_padded_by_8": padded,
@@ -54,7 +60,7 @@ def make_plan(
         "bytes_weights": weights,
         "bytes_reference": reference_bytes,
         "bytes_gradients_and_moments": 3 * moving,
-        "expected_seconds": round(seconds_per_token * (tokens_to_train + reference_tokens / 3), 1),
+        "expected_seconds": round(seconds_per_token * (tokens + reference_tokens / 3), 1),
     }
 
 
@@ -102,3 +108,42 @@ def describe_plan(plan: dict[str, Any]) -> str:
             f"  expected time          {plan['expected_seconds']:.0f} s on this machine, evaluation not counted",
         )
     )
+
+
+def schedule_factor(step: int, num_steps: int, settings: TrainConfig) -> float:
+    """Return the share of the full learning rate at a step: linear warm-up, then constant, linear or cosine to 0."""
+    num_warmup = round(settings.warmup * num_steps)
+    if step < num_warmup:
+        return (step + 1) / (num_warmup + 1)
+    if settings.schedule == "constant":
+        return 1.0
+    done = (step - num_warmup) / max(1, num_steps - num_warmup)
+    return 1.0 - done if settings.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def settle_layout(policy: Policy, groups: Sequence[TokenGroup]) -> None:
+    """Check the layout; where any process finds that it does not fit, all take the plain path."""
+    policy.settle_layout([groups[0], max(groups, key=lambda group: group.num_tokens)])  # a window shows in the longest
+    why_plain = next((reason for reason in gather_object([policy.why_plain]) if reason is not None), None)
+    if why_plain is not None:
+        policy.fall_back_to_plain(why_plain)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error is that of an allocation; the CPU's is a plain RuntimeError."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text or "not enough memory" in text
+
+
+@contextmanager
+def memory_for(what: str) -> Iterator[None]:
+    """Turn running out of memory in a block into a TrainingError that says during what, and what would help."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"out of memory while {what} — set a smaller train.max_batch_tokens or data.max_tokens, "
+            "model.precision=mixed, model.gradient_checkpointing=true or model.lora_rank"
+        ) from error

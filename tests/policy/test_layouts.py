@@ -195,6 +195,23 @@ def test_scoring_leaves_no_trace_in_the_model() -> None:
     assert after.tolist() == before.tolist()
 
 
+def test_the_check_leaves_no_trace_in_a_compiled_or_checkpointed_model(tmp_path: Path) -> None:
+    """Its hooks must not be compiled into the model, nor compiled code keep them from running."""
+    policy = load_policy(save_model(tmp_path, "llama"), gradient_checkpointing=True)
+    policy.causal_lm.base_model.compile(backend="eager")
+    groups = probe_groups(61)
+    with torch.no_grad():
+        before_N = policy(groups, layout="plain").token_logps_N  # compiled before the check …
+        policy.settle_layout(groups)
+        assert policy.layout == "tree", policy.why_plain
+        found_N = policy.score(groups).token_logps_N  # … and after it
+    torch.testing.assert_close(found_N, before_N, rtol=0, atol=1e-5)
+    bfloat16 = load_policy(tmp_path, precision="bfloat16")
+    eager = check_layout(bfloat16, groups)
+    bfloat16.causal_lm.base_model.compile(backend="eager")
+    assert check_layout(bfloat16, groups) == eager
+
+
 def test_one_long_tree_does_not_pad_the_short_ones() -> None:
     """Forty trees of 3 tokens and one of 500: padded together they would need forty times the scores."""
     trees = [Tree((3 * i, 2), ((3 * i + 2, 1),)) for i in range(40)]
