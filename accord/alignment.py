@@ -26,6 +26,7 @@ from accord.run.data import DataFacts, check_needs, encode_run_data, hash_data, 
 from accord.run.held_out import Evaluation
 from accord.run.plan import describe_plan, make_plan, memory_for, settle_layout
 from accord.run.reference import Origin, is_asked_later, make_reference, starts_at_base
+from accord.run.scored import start_state
 from accord.store import RunFolder, check_vacant
 from accord.tracking import open_tracker
 from accord.train import Loop
@@ -107,7 +108,8 @@ def align(
     loop = Loop(
         policy=policy, groups=train, eval_groups=held_out, spec=spec, objective_settings=config.objective.settings,
         reference=reference, settings=config.train, evaluation=config.evaluate, accelerator=accelerator,
-        progress=progress, starts_at_reference=config.reference.path == "auto" and is_at_base,
+        progress=progress, objective_state=start_state(spec, config.objective.settings, train),
+        starts_at_reference=config.reference.path == "auto" and is_at_base,
     )  # fmt: skip
     origin.is_untouched = lambda: loop.state.step == 0
     with memory_for("timing a pass for the plan"):

@@ -1,16 +1,54 @@
 """THE tensor record: P prompts with K responses each, scored and judged.
 
-Axes: P prompts, K responses per prompt (padded), T tokens of a response, V vocabulary.
+Axes: P prompts, K responses per prompt (padded), T tokens of a response (padded), C comparisons of a group (padded),
+S steps of a response (padded), E embedding.
 Suffixes name the axes: `policy_logps_PK` is (P, K). Log-probabilities are in nats.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredTokens:
+    """The same responses token by token; what is not a trained token is False in `is_trained_PKT` and holds 0."""
+
+    policy_logps_PKT: Float[Tensor, "P K T"]  # nats; carries grad; sums to policy_logps_PK
+    reference_logps_PKT: Float[Tensor, "P K T"] | None = None  # no grad
+    is_trained_PKT: Bool[Tensor, "P K T"]
+
+    weight_PKT: Float[Tensor, "P K T"] | None = None  # given with the data; 1 where it says nothing
+    is_kept_PKT: Bool[Tensor, "P K T"] | None = None  # shared with the other version of the response (alignment)
+    critical_PKT: Float[Tensor, "P K T"] | None = None  # in [0, 1], no grad: contrastive estimate of two models
+    log_sum_sq_PKT: Float[Tensor, "P K T"] | None = None  # log Σ_v π(v)², nats, no grad
+    position_kl_PKT: Float[Tensor, "P K T"] | None = None  # KL(π_ref ‖ π) over the vocabulary, nats; carries grad
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredSteps:
+    """Scores and labels of the steps of each response, as a process reward model sees them."""
+
+    score_PKS: Float[Tensor, "P K S"]  # logit that the step is right; carries grad
+    is_right_PKS: Bool[Tensor, "P K S"]
+    is_labelled_PKS: Bool[Tensor, "P K S"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Votes:
+    """Single comparisons with their judges, before any vote is counted."""
+
+    better_PC: Int[Tensor, "P C"]  # response judged better …
+    worse_PC: Int[Tensor, "P C"]  # … than this one
+    judge_PC: Int[Tensor, "P C"]  # who: 0 … number of judges − 1
+    is_valid_PC: Bool[Tensor, "P C"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +69,26 @@ class ScoredGroups:
     is_labelled_PK: Bool[Tensor, "P K"] | None = None  # … where a label was given
     reward_PK: Float[Tensor, "P K"] | None = None  # scalar feedback …
     is_rated_PK: Bool[Tensor, "P K"] | None = None  # … where it was given
+    win_frac_PKK: Float[Tensor, "P K K"] | None = None  # [p, i, j]: fraction of judges who prefer i to j, a tie is ½ …
+    is_compared_PKK: Bool[Tensor, "P K K"] | None = None  # … where the two were compared; symmetric
+    votes: Votes | None = None
+    stratum_P: Int[Tensor, " P"] | None = None  # population of the group: 0 … number of strata − 1
 
-    mismatched_kl: Float[Tensor, ""] | None = None  # nats ≥ 0, no grad: batch estimate of KL(policy ‖ reference)
-    # from prompts paired with another prompt's response; global over micro-batches and ranks (KTO's z0)
+    tokens: ScoredTokens | None = None
+    behaviour_logps_PK: Float[Tensor, "P K"] | None = None  # nats, no grad: of the sampler that wrote the responses
+    prompt_embedding_PE: Float[Tensor, "P E"] | None = None  # no grad
+
+    score_PK: Float[Tensor, "P K"] | None = None  # a reward model's; carries grad
+    pair_score_PKK: Float[Tensor, "P K K"] | None = None  # a joint model's logit of "i before j", shown in that order
+    steps: ScoredSteps | None = None
+
+    # what belongs to the whole optimisation batch, over micro-batches and ranks
+    mismatched_kl: Float[Tensor, ""] | None = None  # nats ≥ 0, no grad: estimate of KL(policy ‖ reference) from prompts
+    # paired with another prompt's response (KTO's z0)
+    batch: ScoredGroups | None = None  # all groups of the batch, no grad …
+    place_P: Int[Tensor, " P"] | None = None  # … and where these groups are in it
+    draw_seed_P: Int[Tensor, " P"] | None = None  # one seed per group and visit
+    state: Mapping[str, Tensor] | None = None  # of `ObjectiveSpec.state`, before this batch
 
     @property
     def log_ratio_PK(self) -> Float[Tensor, "P K"]:
@@ -54,6 +109,7 @@ class ObjectiveResult:
     is_counted_P: Bool[Tensor, " P"]
     implicit_reward_PK: Float[Tensor, "P K"]  # detached; what the objective implicitly learns, for metrics only
     denominator_P: Float[Tensor, " P"] | None = None  # None = 1 per counted group; `sft` counts tokens
+    state_sums: Mapping[str, Tensor] = field(default_factory=dict)  # detached; summed over the batch for the next state
 
     def denominators(self) -> Float[Tensor, " P"]:
         """Return the weight of each group in the global mean."""
@@ -85,15 +141,28 @@ def groups_from_pairs(
     )
 
 
-def concatenate_groups(parts: list[ScoredGroups]) -> ScoredGroups:
-    """Join groups along P (used by tests and metrics); all parts must share K and carry the same fields."""
-    fields = {}
-    for name in ScoredGroups.__dataclass_fields__:
-        values = [getattr(part, name) for part in parts]
-        if values[0] is None:
-            fields[name] = None
-        elif values[0].ndim == 0:
-            fields[name] = values[0]
+Record = TypeVar("Record", ScoredGroups, ScoredTokens, ScoredSteps, Votes)
+
+
+def concatenate_groups(parts: Sequence[Record]) -> Record:
+    """Join groups along P; narrower ones are padded with zeros (False, so that padding is not valid).
+
+    All parts carry the same fields. What belongs to the whole batch (`mismatched_kl`, `batch`, `state`) is the first's.
+    """
+    joined: dict[str, Any] = {}
+    for key in (item.name for item in fields(parts[0])):
+        values = [getattr(part, key) for part in parts]
+        if key == "batch" or not isinstance(values[0], torch.Tensor) or values[0].ndim == 0:
+            is_record = is_dataclass(values[0]) and key != "batch"
+            joined[key] = concatenate_groups(values) if is_record else values[0]
         else:
-            fields[name] = torch.cat(values)
-    return ScoredGroups(**fields)
+            widest = [max(value.shape[axis] for value in values) for axis in range(1, values[0].ndim)]
+            joined[key] = torch.cat([_pad_to(value, widest) for value in values])
+    return type(parts[0])(**joined)
+
+
+def _pad_to(value: Tensor, widths: Sequence[int]) -> Tensor:
+    padding: list[int] = []
+    for axis in range(value.ndim - 1, 0, -1):  # the last axis comes first
+        padding += [0, widths[axis - 1] - value.shape[axis]]
+    return F.pad(value, padding)

@@ -28,46 +28,20 @@ from accord.config import EvaluateConfig, TrainConfig
 from accord.data.batching import epoch_batches, micro_batches
 from accord.data.tokens import TokenGroup
 from accord.errors import TrainingError
-from accord.objectives import Need, ObjectiveSpec
-from accord.policy.judgements import to_scored_groups
-from accord.policy.mismatched import mismatched_groups
+from accord.objectives import ObjectiveSpec
 from accord.policy.policy import Policy
 from accord.policy.reference import Reference
 from accord.run.checkpoint import load_checkpoint, load_weights, write_checkpoint
 from accord.run.held_out import INDICATORS, Evaluation, evaluate
+from accord.run.loop_state import LoopResult, LoopState, Passed
 from accord.run.metrics import Sums, add_up, example_rows, means, measure
 from accord.run.plan import is_out_of_memory, schedule_factor
+from accord.run.scored import BatchFacts, Scoring, add_state_sums
 from accord.store import RunFolder
 from accord.tracking import Tracker
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-@dataclass
-class LoopState:
-    """What moves, besides weights and moments. The order of the data follows from `step`; nothing else does."""
-
-    step: int = 0  # optimiser steps taken
-    num_tokens: int = 0  # laid-out tokens trained on
-    max_batch_tokens: int = 0  # halved when memory runs out
-    best_loss: float = math.inf
-    best_step: int = -1
-    num_worse: int = 0  # evaluations since the best one
-    evaluated_step: int = -1  # of the last evaluation that was recorded
-    grad_norm: float = 0.0  # of the last step
-    pending: Sums = field(default_factory=dict)  # of the steps since the last report
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopResult:
-    """How a loop ended."""
-
-    state: LoopState
-    was_stopped: bool  # by a signal
-    first: Evaluation | None  # before the first step of this process
-    last: Evaluation | None  # of the weights that the policy now has, where there are held-out groups
-    weights_step: int  # whose weights the policy now has: the last step, or the best one after an early stop
 
 
 @dataclass(kw_only=True)
@@ -87,6 +61,7 @@ class Loop:
     tracker: Tracker | None = None
     progress: Callable[[int, int, dict[str, float]], None] = lambda step, total, metrics: None
     starts_at_reference: bool = False
+    objective_state: dict[str, Tensor] = field(default_factory=dict)  # at the start
 
     def __post_init__(self) -> None:
         assert self.settings.lr is not None, "a run's settings name the rate that was chosen"
@@ -106,6 +81,11 @@ class Loop:
         self._module, self._optimizer = self.accelerator.prepare(
             self.policy, optimizer, device_placement=[False, False]
         )  # the policy is where it was asked to be
+        self.scoring = Scoring(
+            policy=self.policy, spec=self.spec, settings=self.objective_settings, reference=self.reference,
+            seed=self.settings.seed, share=(self.accelerator.process_index, self.accelerator.num_processes),
+            gather=gather_object, state=self.objective_state,
+        )  # fmt: skip
         self._rows: list[dict[str, Any]] = []
         self._stop_signal: int | None = None
         per_epoch = math.ceil(len(self.groups) / self.settings.batch_size)
@@ -198,13 +178,15 @@ class Loop:
 
     def _step(self) -> Sums:
         batch = self.batch_at(self.state.step)
-        sums, rows = self._with_memory_to_spare(lambda: self._accumulate(batch), batch)
+        passed = self._with_memory_to_spare(lambda: self._accumulate(batch), batch)
+        sums, rows = passed.sums, passed.rows
         self._check_start(sums, rows)
         self.state.grad_norm = self._finish_gradients(sums, batch, rows)
         if "loss" in sums:  # else no group of the batch has a judgement that the objective reads
             for group in self._optimizer.param_groups:
                 group["lr"] = self.rate * schedule_factor(self.state.step, self.num_steps, self.settings)
             self._optimizer.step()
+            self.scoring.advance(passed.state_sums)
         self._optimizer.zero_grad(set_to_none=True)
         self.state.step += 1
         self.state.num_tokens += sum(group.num_tokens for group in batch)
@@ -236,60 +218,48 @@ class Loop:
                 torch.cuda.empty_cache()
             log.warning("out of memory: the token budget is now %d per forward pass", self.state.max_batch_tokens)
 
-    def _accumulate(self, batch: list[TokenGroup]) -> tuple[Sums, list[dict[str, Any]]]:
+    def _accumulate(self, batch: list[TokenGroup]) -> Passed:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         budget = self.state.max_batch_tokens
         if world > 1:  # work for every process
             budget = min(budget, math.ceil(sum(group.num_tokens for group in batch) / world))
         parts = micro_batches(batch, budget, layout=self.policy.layout)
         mine = parts[rank::world]
-        baseline = self._mismatched_kl(batch)
-        all_sums: list[Sums] = []
-        rows: list[dict[str, Any]] = []
+        facts = self.scoring.facts(
+            batch, visit=self.state.step, max_tokens=self.state.max_batch_tokens, is_split=len(parts) > 1
+        )
+        passed: list[Passed] = []
         num_slots = math.ceil(len(parts) / world)
         for slot in range(num_slots):
             counts = slot < len(mine)  # every process runs as many passes; a spare one carries no weight
-            part = [batch[index] for index in (mine[slot] if counts else parts[0])]
+            places = list(mine[slot] if counts else parts[0])
             is_last = slot == num_slots - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self._module):
-                loss = self._score(part, baseline, all_sums if counts else [], rows if counts else [])
-                self.accelerator.backward(loss if counts else loss * 0.0)
-        joined = add_up(gather_object(all_sums))
+                done = self._backward([batch[place] for place in places], places, facts, counts=counts)
+            passed += [done] if counts else []
+        sums = add_up(gather_object([part.sums for part in passed]))
+        rows = [row for part in passed for row in part.rows]
         if self.settings.write_rows or self.state.step == 0:
             rows = gather_object(rows)
-        return joined, rows
+        state_sums = {}
+        if self.spec.state is not None:
+            state_sums = add_state_sums(gather_object([part.state_sums for part in passed]))
+        return Passed(sums, rows, state_sums)
 
-    def _score(
-        self, part: list[TokenGroup], baseline: Tensor | None, sums: list[Sums], rows: list[dict[str, Any]]
-    ) -> Tensor:
-        scores = self._module(part, statistics=INDICATORS if self.settings.statistics else ())
-        reference_PK = self.reference.logps(part, scores.logps_PK) if self.reference and self.spec.reference else None
-        scored = to_scored_groups(part, scores, reference_PK, baseline)
-        result = self.spec.fn(scored, **self.objective_settings)
+    def _backward(self, part: list[TokenGroup], places: list[int], facts: BatchFacts, *, counts: bool) -> Passed:
+        """Score a micro-batch and take its gradient; one that does not count only keeps the processes in step."""
+        scores, scored = self.scoring.score(
+            part, facts, places=places, module=self._module, statistics=INDICATORS if self.settings.statistics else ()
+        )
+        result = self.scoring.result(scored)
+        loss = result.loss_P.sum()
+        if not loss.requires_grad:
+            loss = loss + 0.0 * scores.logps_PK.sum()  # no usable judgement here
+        self.accelerator.backward(loss if counts else loss * 0.0)
         metrics = measure(scored, result, scores)
         metrics["groups/skipped"] = (float((~result.is_counted_P).sum()), float(len(part)))
-        sums.append(metrics)
-        rows.extend(example_rows(part, scored, result, step=self.state.step + 1))
-        loss = result.loss_P.sum()
-        return loss if loss.requires_grad else loss + 0.0 * scores.logps_PK.sum()  # no usable judgement here
-
-    @torch.no_grad()
-    def _mismatched_kl(self, batch: list[TokenGroup]) -> Tensor | None:
-        """Estimate KL(policy ‖ reference), nats ≥ 0, from prompts joined with another prompt's response."""
-        if Need.MISMATCHED_KL not in self.spec.needs:
-            return None
-        assert self.reference is not None
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        sums: list[tuple[float, int]] = []
-        pairs = mismatched_groups(batch)
-        for part in micro_batches(pairs, self.state.max_batch_tokens, layout=self.policy.layout)[rank::world]:
-            groups = [pairs[index] for index in part]
-            logps_PK = self.policy.score(groups).logps_PK
-            log_ratio_PK = logps_PK - self.reference.logps(groups, logps_PK, keep=False)
-            sums.append((float(log_ratio_PK.cpu().double().sum()), len(groups)))
-        joined = gather_object(sums)
-        mean = sum(value for value, _ in joined) / max(1, sum(count for _, count in joined))
-        return torch.tensor(max(0.0, mean), device=self.policy.device)
+        rows = example_rows(part, scored, result, step=self.state.step + 1)
+        return Passed(metrics, rows, {name: value.detach() for name, value in result.state_sums.items()})
 
     def _finish_gradients(self, sums: Sums, batch: list[TokenGroup], rows: list[dict[str, Any]]) -> float:
         """Divide by the global count and clip, in one pass over the gradients; return the norm before clipping."""
@@ -383,10 +353,8 @@ class Loop:
 
     def _evaluate_now(self) -> Evaluation:
         return evaluate(
-            self.policy, self.eval_groups, spec=self.spec, objective_settings=self.objective_settings,
-            reference=self.reference, settings=self.evaluation, max_batch_tokens=self.state.max_batch_tokens,
-            step=self.state.step, seed=self.settings.seed,
-            share=(self.accelerator.process_index, self.accelerator.num_processes), gather=gather_object,
+            self.scoring, self.eval_groups,
+            settings=self.evaluation, max_batch_tokens=self.state.max_batch_tokens, step=self.state.step,
         )  # fmt: skip
 
     def _record(self, found: Evaluation) -> None:
@@ -425,7 +393,8 @@ class Loop:
         self._flush_rows()
         if self.run is None or self.state.step in self.run.checkpoint_steps() or not self._is_finite():
             return
-        write_checkpoint(self.run, self.state.step, self.policy, self._optimizer, asdict(self.state))
+        moving = self.scoring.state
+        write_checkpoint(self.run, self.state.step, self.policy, self._optimizer, asdict(self.state), moving)
         self.run.prune(keep_last=self.settings.keep_last, best_step=self.state.best_step)
 
     def _is_finite(self) -> bool:
@@ -433,7 +402,8 @@ class Loop:
 
     def restore(self, folder: Any) -> None:
         """Take up a checkpoint: weights, moments, position, random state."""
-        self.state = LoopState(**load_checkpoint(folder, self.policy, self._optimizer))
+        state, self.scoring.state = load_checkpoint(folder, self.policy, self._optimizer)
+        self.state = LoopState(**state)
 
     def _catch_signals(self) -> dict[int, Any]:
         if threading.current_thread() is not threading.main_thread():

@@ -5,21 +5,23 @@ Axes: P prompts, K responses per prompt.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from accord.claims import Claim
-from accord.groups import ScoredGroups
+from accord.groups import ScoredGroups, ScoredSteps, ScoredTokens, Votes
 from accord.objectives import Need, ObjectiveSpec
 
 OPTIMUM_TOLERANCE = 1e-5  # nats; L-BFGS in float64 ends near 1e-7
 
 
 def random_groups(
-    needs: Collection[Need],
+    needs: AbstractSet[Need],
     *,
     seed: int,
     num_prompts: int = 3,
@@ -46,7 +48,7 @@ def random_groups(
     is_judged_PK = uniform(0, 1) < 0.7
     is_judged_PK[:, :2] = True
     has_labels, has_ratings = Need.LABELS in needs, Need.RATINGS in needs
-    return ScoredGroups(
+    groups = ScoredGroups(
         policy_logps_PK=policy_logps_PK,
         reference_logps_PK=policy_logps_PK + uniform(-3.0, 3.0),
         num_tokens_PK=num_tokens_PK,
@@ -59,6 +61,135 @@ def random_groups(
         is_rated_PK=is_judged_PK if has_ratings else None,
         mismatched_kl=torch.tensor(0.3, dtype=dtype) if Need.MISMATCHED_KL in needs else None,
     )
+    groups = replace(groups, **_further_judgements(groups, needs, grade_gap_PKK, generator))
+    if needs & _OF_TOKENS:
+        groups = with_tokens(groups, random_tokens(groups, needs, generator))
+    if Need.BATCH in needs:
+        groups = replace(groups, batch=groups, place_P=torch.arange(num_prompts))
+    return groups
+
+
+_OF_TOKENS = {
+    Need.TOKENS, Need.TOKEN_WEIGHTS, Need.EDITS, Need.LOG_SUM_SQ, Need.POSITION_KL, Need.CRITICAL,
+}  # fmt: skip
+
+
+def _further_judgements(
+    groups: ScoredGroups, needs: AbstractSet[Need], grade_gap_PKK: Tensor, generator: torch.Generator
+) -> dict[str, Any]:
+    """Return what is drawn only for rows that read it, so that the others see the same groups as ever."""
+    (num_prompts, num_responses), dtype = groups.num_tokens_PK.shape, groups.policy_logps_PK.dtype
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    more: dict[str, Any] = {}
+    if Need.WIN_FRACTIONS in needs:
+        more["win_frac_PKK"] = torch.sigmoid(grade_gap_PKK)
+        more["is_compared_PKK"] = ~torch.eye(num_responses, dtype=torch.bool).expand_as(grade_gap_PKK)
+    if Need.VOTES in needs:
+        better = torch.tensor([0, 0, 1]).expand(num_prompts, 3)
+        more["votes"] = Votes(
+            better_PC=better,
+            worse_PC=1 - better,
+            judge_PC=torch.arange(3).expand(num_prompts, 3),
+            is_valid_PC=torch.tensor([True, True, False]).expand(num_prompts, 3),
+        )
+    if Need.STRATA in needs:
+        more["stratum_P"] = torch.arange(num_prompts) % 2
+    if Need.BEHAVIOUR in needs:
+        more["behaviour_logps_PK"] = groups.policy_logps_PK + 2 * uniform(num_prompts, num_responses) - 1
+    if Need.PROMPT_EMBEDDINGS in needs:
+        more["prompt_embedding_PE"] = uniform(num_prompts, 5) - 0.5
+    if Need.DRAWS in needs:
+        more["draw_seed_P"] = torch.randint(2**31, (num_prompts,), generator=generator)
+    if Need.SCORES in needs:
+        more["score_PK"] = 4 * uniform(num_prompts, num_responses) - 2
+    if Need.PAIR_SCORES in needs:
+        more["pair_score_PKK"] = 4 * uniform(num_prompts, num_responses, num_responses) - 2
+    if needs & {Need.STEP_SCORES, Need.STEP_LABELS}:
+        shape = (num_prompts, num_responses, 3)
+        is_labelled_PKS = uniform(*shape) < 0.7
+        is_labelled_PKS[:, :, 0] = True
+        more["steps"] = ScoredSteps(
+            score_PKS=4 * uniform(*shape) - 2, is_right_PKS=uniform(*shape) < 0.5, is_labelled_PKS=is_labelled_PKS
+        )
+    return more
+
+
+def random_tokens(groups: ScoredGroups, needs: AbstractSet[Need], generator: torch.Generator) -> ScoredTokens:
+    """Return tokens whose counts are those of the groups, with every by-product that `needs` names."""
+    width = int(groups.num_tokens_PK.max())
+    shape, dtype = (*groups.num_tokens_PK.shape, width), groups.policy_logps_PK.dtype
+    is_trained_PKT = torch.arange(width) < groups.num_tokens_PK[:, :, None]
+
+    def uniform(low: float, high: float) -> Tensor:
+        drawn = low + (high - low) * torch.rand(*shape, generator=generator, dtype=torch.float64).to(dtype)
+        return torch.where(is_trained_PKT, drawn, 0.0)
+
+    return ScoredTokens(
+        policy_logps_PKT=uniform(-2.0, -0.1),
+        reference_logps_PKT=uniform(-2.0, -0.1),
+        is_trained_PKT=is_trained_PKT,
+        weight_PKT=uniform(0.2, 1.5) if Need.TOKEN_WEIGHTS in needs else None,
+        is_kept_PKT=is_trained_PKT & (uniform(0, 1) < 0.6) if Need.EDITS in needs else None,
+        critical_PKT=uniform(0, 1) if Need.CRITICAL in needs else None,
+        log_sum_sq_PKT=uniform(-2.0, -0.1) if Need.LOG_SUM_SQ in needs else None,
+        position_kl_PKT=uniform(0, 1) if Need.POSITION_KL in needs else None,
+    )
+
+
+def with_tokens(groups: ScoredGroups, tokens: ScoredTokens) -> ScoredGroups:
+    """Return groups with these tokens, their summed log-probabilities made to agree."""
+    reference_PKT = tokens.reference_logps_PKT
+    return replace(
+        groups,
+        tokens=tokens,
+        policy_logps_PK=tokens.policy_logps_PKT.sum(dim=2),
+        reference_logps_PK=groups.reference_logps_PK if reference_PKT is None else reference_PKT.sum(dim=2),
+    )
+
+
+def at_reference(groups: ScoredGroups) -> ScoredGroups:
+    """Return groups whose reference agrees with the policy."""
+    if groups.tokens is None:
+        still = replace(groups, reference_logps_PK=groups.policy_logps_PK)
+    else:
+        tokens, position_kl_PKT = groups.tokens, groups.tokens.position_kl_PKT
+        still = with_tokens(
+            groups,
+            replace(
+                tokens,
+                reference_logps_PKT=tokens.policy_logps_PKT,
+                position_kl_PKT=None if position_kl_PKT is None else torch.zeros_like(position_kl_PKT),
+            ),
+        )
+    return still if still.batch is None else replace(still, batch=replace(still, batch=None, place_P=None))
+
+
+# What the gradient is taken of --------------------------------------------------------------------------------------
+
+
+def leaves(groups: ScoredGroups) -> dict[str, Tensor]:
+    """Return the tensors that carry gradient: a reward model's scores, else tokens, else summed log-probabilities."""
+    found: dict[str, Tensor | None] = {"score_PK": groups.score_PK, "pair_score_PKK": groups.pair_score_PKK}
+    if groups.steps is not None:
+        found["steps.score_PKS"] = groups.steps.score_PKS
+    if all(value is None for value in found.values()):
+        found = {"policy_logps_PK": groups.policy_logps_PK}
+        if groups.tokens is not None:
+            found = {"tokens.policy_logps_PKT": groups.tokens.policy_logps_PKT}
+            found["tokens.position_kl_PKT"] = groups.tokens.position_kl_PKT
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def with_leaves(groups: ScoredGroups, values: dict[str, Tensor]) -> ScoredGroups:
+    """Return groups with other values of their leaves; sums over tokens follow."""
+    for name, value in values.items():
+        record, _, inner = name.partition(".")
+        changed: Any = replace(getattr(groups, record), **{inner: value}) if inner else value
+        groups = with_tokens(groups, changed) if record == "tokens" else replace(groups, **{record: changed})
+    return groups
 
 
 def initial_loss_claims(spec: ObjectiveSpec) -> Iterator[Claim]:
@@ -69,7 +200,9 @@ def initial_loss_claims(spec: ObjectiveSpec) -> Iterator[Claim]:
     if expected is None:
         return
     groups = random_groups(spec.needs, seed=0)
-    still = replace(groups, reference_logps_PK=groups.policy_logps_PK)
+    if spec.state is not None:
+        groups = replace(groups, state=spec.state.start(num_judges=3, num_strata=2, **spec.defaults()))
+    still = at_reference(groups)
     if groups.mismatched_kl is not None:
         still = replace(still, mismatched_kl=torch.zeros_like(groups.mismatched_kl))
     result = spec.fn(still)
@@ -80,18 +213,22 @@ def initial_loss_claims(spec: ObjectiveSpec) -> Iterator[Claim]:
 def gradient_claims(spec: ObjectiveSpec) -> Iterator[Claim]:
     """Compare autograd with central differences, entry by entry."""
     groups = random_groups(spec.needs | spec.reads, seed=1)
+    if spec.state is not None:
+        groups = replace(groups, state=spec.state.start(num_judges=3, num_strata=2, **spec.defaults()))
+    names, tensors = zip(*leaves(groups).items(), strict=True)
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
 
-    def total(logps_PK: Tensor) -> Tensor:
-        return spec.fn(replace(groups, policy_logps_PK=logps_PK)).loss_P.sum()
+    def total(values: Tensor) -> Tensor:
+        parts = values.split([tensor.numel() for tensor in tensors])
+        shaped = [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+        return spec.fn(with_leaves(groups, dict(zip(names, shaped, strict=True)))).loss_P.sum()
 
-    logps_PK = groups.policy_logps_PK.requires_grad_()
-    (gradient_PK,) = torch.autograd.grad(total(logps_PK), logps_PK)
-    steps = 1e-5 * torch.eye(logps_PK.numel(), dtype=logps_PK.dtype).reshape(-1, *logps_PK.shape)
+    point = flat.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(total(point), point)
+    steps = 1e-5 * torch.eye(len(flat), dtype=flat.dtype)
     with torch.no_grad():
-        differences = torch.stack([(total(logps_PK + step) - total(logps_PK - step)) / 2e-5 for step in steps])
-    yield equal_everywhere(
-        "gradient = finite differences", gradient_PK, differences.reshape(gradient_PK.shape), tolerance=1e-6
-    )
+        differences = torch.stack([(total(flat + step) - total(flat - step)) / 2e-5 for step in steps])
+    yield equal_everywhere("gradient = finite differences", gradient, differences, tolerance=1e-6)
 
 
 def equal_everywhere(

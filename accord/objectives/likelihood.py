@@ -9,6 +9,7 @@ from torch import Tensor
 
 from accord.groups import ObjectiveResult, ScoredGroups
 from accord.objectives._ops import judged_pairs, mean_logps, sum_over_responses
+from accord.objectives.spec import Need, ObjectiveSpec
 
 
 def sft(groups: ScoredGroups, *, reduction: Literal["token", "sequence"] = "token") -> ObjectiveResult:
@@ -53,3 +54,17 @@ def _is_imitated(groups: ScoredGroups) -> Bool[Tensor, "P K"]:
     if groups.desirable_PK is not None and groups.is_labelled_PK is not None:
         is_imitated_PK = is_imitated_PK & ~(groups.is_labelled_PK & ~groups.desirable_PK)
     return is_imitated_PK
+
+
+ROWS: dict[str, ObjectiveSpec] = {
+    "sft": ObjectiveSpec(
+        fn=sft,
+        family="likelihood",
+        needs=frozenset(),
+        reads=frozenset({Need.PREFERENCES, Need.LABELS}),
+        reference=False,
+        proof="optimum",
+        implicit_reward="log π(y|x)/|y|",
+        paper="Ouyang et al. 2022, arXiv:2203.02155, section 3.5",
+    ),
+}

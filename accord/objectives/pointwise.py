@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt
 
 from accord.groups import ObjectiveResult, ScoredGroups
 from accord.objectives._ops import log_ratios, sum_over_responses
+from accord.objectives.spec import Need, ObjectiveSpec
 
 
 def kto(
@@ -60,3 +61,22 @@ def kto(
         weight_PK=torch.ones_like(log_ratio_PK),
         implicit_reward_PK=beta * log_ratio_PK,
     )
+
+
+def _kto_initial_loss(*, desirable_weight: float, undesirable_weight: float, **_: float) -> float | None:
+    # With unequal weights the value depends on the share of thumbs up in the data.
+    return desirable_weight / 2 if desirable_weight == undesirable_weight else None
+
+
+ROWS: dict[str, ObjectiveSpec] = {
+    "kto": ObjectiveSpec(
+        fn=kto,
+        family="pointwise",
+        needs=frozenset({Need.LABELS, Need.MISMATCHED_KL}),
+        reference=True,
+        initial_loss=_kto_initial_loss,
+        proof="direction",
+        implicit_reward="β·log(π/π_ref)",
+        paper="Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8",
+    ),
+}

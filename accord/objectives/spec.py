@@ -9,20 +9,59 @@ from enum import Enum
 from functools import partial
 from typing import Any, Literal
 
+from torch import Tensor
+
 from accord.groups import ObjectiveResult
 
 Family = Literal["likelihood", "pairwise", "pointwise", "listwise", "token", "policy_gradient", "reward_model"]
 Level = Literal["sequence", "token"]
+Proof = Literal["optimum", "fixed point", "identity", "bound", "direction"]
+"""What `accord verify` shows of a row: training reaches the closed form that theory names; the gradient vanishes where
+it should; it equals another row in a limit; its value stays on one side of another; or its first step points where
+it should. The first that exists, in this order."""
 
 
 class Need(Enum):
     """Something beyond log-probabilities and lengths that an objective reads; the value is its name in tables."""
 
+    # judgements: a file gives them or does not
     PREFERENCES = "preferences"  # preferred_PKK
     STRENGTHS = "strengths"  # strength_PKK
     LABELS = "labels"  # desirable_PK and is_labelled_PK
     RATINGS = "ratings"  # reward_PK and is_rated_PK
-    MISMATCHED_KL = "mismatched_kl"  # a scoring statistic, not a judgement: one extra forward pass per batch
+    WIN_FRACTIONS = "win_fractions"  # win_frac_PKK and is_compared_PKK
+    VOTES = "votes"  # votes: who judged each pair
+    STRATA = "strata"  # stratum_P: the population a group's judge or prompt belongs to
+    STEP_LABELS = "step_labels"  # steps: labels of the steps of a response
+    TOKEN_WEIGHTS = "token_weights"  # tokens.weight_PKT
+    # made by scoring
+    TOKENS = "tokens"  # tokens: log-probabilities per token
+    EDITS = "edits"  # tokens.is_kept_PKT: which tokens two versions of a response share
+    LOG_SUM_SQ = "log_sum_sq"  # tokens.log_sum_sq_PKT
+    POSITION_KL = "position_kl"  # tokens.position_kl_PKT: a pass of the reference beside each of the policy
+    CRITICAL = "critical"  # tokens.critical_PKT: two more models
+    BEHAVIOUR = "behaviour"  # behaviour_logps_PK: of the sampler that wrote the responses
+    PROMPT_EMBEDDINGS = "prompt_embeddings"  # prompt_embedding_PE
+    MISMATCHED_KL = "mismatched_kl"  # mismatched_kl: one extra forward pass per batch
+    BATCH = "batch"  # batch and place_P: the whole optimisation batch, without gradient
+    DRAWS = "draws"  # draw_seed_P: fresh randomness at each visit
+    # made by a reward model instead of log-probabilities
+    SCORES = "scores"  # score_PK
+    PAIR_SCORES = "pair_scores"  # pair_score_PKK
+    STEP_SCORES = "step_scores"  # steps: scores of the steps of a response
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateSpec:
+    """Numbers an objective carries from one optimiser step to the next; the loop keeps and checkpoints them.
+
+    `start(num_judges=…, num_strata=…, **settings)` makes them; `advance(state, sums, **settings)` returns the next ones
+    from the `state_sums` of the results of one optimisation batch, added up over micro-batches and processes. Both are
+    pure; tensors are float64 on the CPU. The function sees them as `groups.state`.
+    """
+
+    start: Callable[..., dict[str, Tensor]]
+    advance: Callable[..., dict[str, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +80,8 @@ class ObjectiveSpec:
     level: Level = "sequence"
     is_difference_only: bool = False  # at the defaults: unchanged when all log-ratios of a prompt shift by a constant
     initial_loss: Callable[..., float | None] | None = None  # of the settings: the loss at policy = reference
+    state: StateSpec | None = None
+    proof: Proof
     implicit_reward: str  # formula of implicit_reward_PK
     paper: str
 

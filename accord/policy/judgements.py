@@ -8,6 +8,7 @@ pairs and verdicts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ def to_scored_groups(
     )
 
 
-def judgement_tensors(groups: Sequence[TokenGroup], like_PK: Tensor) -> dict[str, Tensor]:
+def judgement_tensors(groups: Sequence[TokenGroup], like_PK: Tensor) -> dict[str, Any]:
     """Return the judgement fields of `ScoredGroups` for groups, shaped and typed like `like_PK`."""
     num_groups, width = like_PK.shape
     preferred = torch.zeros((num_groups, width, width), dtype=torch.bool)

@@ -10,32 +10,37 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from accord.errors import StoreError
 from accord.policy.policy import Policy
 from accord.store import RunFolder
 
 
-def write_checkpoint(run: RunFolder, step: int, policy: Policy, optimizer: Any, state: dict[str, Any]) -> None:
-    """Write a checkpoint into a run folder: whole or not at all."""
+def write_checkpoint(
+    run: RunFolder, step: int, policy: Policy, optimizer: Any, state: dict[str, Any], moving: dict[str, Tensor]
+) -> None:  # fmt: skip
+    """Write a checkpoint into a run folder: whole or not at all. `moving`: further tensors that move with the steps."""
     weights = {name: p.detach().contiguous() for name, p in policy.model.named_parameters() if p.requires_grad}
-    moving = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
-    with run.new_checkpoint(step, needed_bytes=3 * moving) as folder:  # AdamW's two moments are as large
+    sizes = [tensor.numel() * tensor.element_size() for tensor in (*weights.values(), *moving.values())]
+    with run.new_checkpoint(step, needed_bytes=3 * sum(sizes)) as folder:  # AdamW's two moments are as large
         save_file(weights, folder / "trained.safetensors")
         torch.save(optimizer.state_dict(), folder / "optimizer.pt")
         torch.save(_random_state(), folder / "random.pt")
+        torch.save(moving, folder / "moving.pt")
         (folder / "state.json").write_text(json.dumps(state))
 
 
-def load_checkpoint(folder: Path, policy: Policy, optimizer: Any) -> dict[str, Any]:
-    """Put a checkpoint's weights, moments and random state in place and return the loop's state.
+def load_checkpoint(folder: Path, policy: Policy, optimizer: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Put a checkpoint's weights, moments and random state in place; return the loop's state and what else moved.
 
     Raises StoreError when the checkpoint is of another model.
     """
     load_weights(folder, policy)
     optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location=policy.device, weights_only=True))
     _restore_random_state(torch.load(folder / "random.pt", map_location="cpu", weights_only=True))
-    return json.loads((folder / "state.json").read_text())
+    moving = torch.load(folder / "moving.pt", map_location="cpu", weights_only=True)
+    return json.loads((folder / "state.json").read_text()), moving
 
 
 def load_weights(folder: Path, policy: Policy) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,20 +14,16 @@ from accord.data.batching import chunked, micro_batches
 from accord.data.tokens import TokenGroup, TokenResponse
 from accord.errors import PolicyError
 from accord.evaluation.intervals import clustered_mean_interval, mean_interval, wilson
-from accord.objectives import Need, ObjectiveSpec
 from accord.policy.head import Statistic
-from accord.policy.judgements import to_scored_groups
 from accord.policy.policy import Policy
 from accord.policy.reference import Reference
 from accord.policy.sample import SamplingSettings, sample_responses, trained_ends
 from accord.run.metrics import Sums, add_up, example_rows, means, measure
+from accord.run.scored import Scoring
 
 log = logging.getLogger(__name__)
 
 INDICATORS: tuple[Statistic, ...] = ("entropy", "topk_entropy", "topk_mass", "top1")
-
-Gather = Callable[[list[Any]], list[Any]]
-"""Join the lists of all processes, in rank order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,34 +37,21 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    policy: Policy,
-    groups: Sequence[TokenGroup],
-    *,
-    spec: ObjectiveSpec,
-    objective_settings: Mapping[str, Any],
-    reference: Reference | None,
-    settings: EvaluateConfig,
-    max_batch_tokens: int,
-    step: int,
-    seed: int = 0,
-    share: tuple[int, int] = (0, 1),
-    gather: Gather = lambda parts: parts,
+    scoring: Scoring, groups: Sequence[TokenGroup], *, settings: EvaluateConfig, max_batch_tokens: int, step: int
 ) -> Evaluation:
     """Score held-out groups and answer held-out prompts.
 
     Reward and ranking accuracy come with Wilson intervals, margins with a t-interval; `kl` is the mean over sampled
     responses of log π(y|x) − log π_ref(y|x), y ~ π: an unbiased estimate of KL(π ‖ π_ref) in nats per response.
-    `share` is (rank, processes); every process must call.
+    Every process must call.
     """
-    rank, world = share
+    (rank, world), gather, policy, reference = scoring.share, scoring.gather, scoring.policy, scoring.reference
     parts: list[Sums] = []
     rows: list[dict[str, Any]] = []
-    kl_baseline = _no_baseline(spec)
+    facts = scoring.held_out_facts()
     for part in list(chunked(groups, max_batch_tokens, layout=policy.layout))[rank::world]:
-        scores = policy.score(part, statistics=INDICATORS)
-        reference_PK = reference.logps(part, scores.logps_PK) if reference is not None and spec.reference else None
-        scored = to_scored_groups(part, scores, reference_PK, kl_baseline)
-        result = spec.fn(scored, **objective_settings)
+        scores, scored = scoring.score(part, facts, statistics=INDICATORS)
+        result = scoring.result(scored)
         parts.append(measure(scored, result, scores))
         rows.extend(example_rows(part, scored, result, step=step))
     sums, rows = add_up(gather(parts)), sorted(gather(rows), key=lambda row: row["index"])
@@ -79,7 +62,7 @@ def evaluate(
         places = range(len(chosen))[rank::world]
         mine = [chosen[place] for place in places]
         ends = trained_ends(groups)
-        samples = gather(_answer(policy, mine, places, reference, settings, max_batch_tokens, seed, ends))
+        samples = gather(_answer(policy, mine, places, reference, settings, max_batch_tokens, scoring.seed, ends))
         samples.sort(key=lambda sample: sample["index"])
         log_ratios = [sample["log_ratio"] for sample in samples if sample["log_ratio"] is not None]
         if 1 < len(log_ratios) == len(samples):  # one number has no interval
@@ -87,11 +70,6 @@ def evaluate(
         if samples:
             metrics["length/sampled"] = sum(sample["num_tokens"] for sample in samples) / len(samples)
     return Evaluation(metrics=metrics, rows=rows, samples=samples)
-
-
-def _no_baseline(spec: ObjectiveSpec) -> torch.Tensor | None:
-    # z0 belongs to an optimisation batch; held-out losses take it at the start of training, where it is 0
-    return torch.zeros(()) if Need.MISMATCHED_KL in spec.needs else None
 
 
 def _intervals(sums: Sums, rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -11,7 +11,7 @@ import torch
 
 from accord.groups import ScoredGroups, groups_from_pairs
 from accord.objectives import OBJECTIVES
-from accord.objectives.pairwise import dpo, ipo, orpo, simpo
+from accord.objectives.pairwise.logistic import dpo, ipo, orpo, simpo
 
 D = 1.5
 D_MEAN = 1 / 10 + 0.5 / 12

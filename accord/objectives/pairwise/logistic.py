@@ -7,6 +7,7 @@ throughout. All pairs in `preferred_PKK` enter; a group's loss is the mean over 
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval
@@ -24,6 +25,7 @@ from accord.objectives._ops import (
     soft_label_link,
     squared_link,
 )
+from accord.objectives.spec import Need, ObjectiveSpec
 
 
 def dpo(
@@ -133,3 +135,47 @@ def orpo(groups: ScoredGroups, *, odds_weight: Annotated[float, Ge(0)] = 0.1) ->
     imitation_PKK = of_chosen(pairs_PKK, -mean_logps(groups))
     contrast_PKK = soft_label_link(pair_margins(pairs_PKK, log_odds_PK))
     return mean_over_pairs(groups, pairs_PKK, imitation_PKK + odds_weight * contrast_PKK, log_odds_PK)
+
+
+ROWS: dict[str, ObjectiveSpec] = {
+    "dpo": ObjectiveSpec(
+        fn=dpo,
+        family="pairwise",
+        needs=frozenset({Need.PREFERENCES}),
+        reference=True,
+        is_difference_only=True,
+        initial_loss=lambda **_: math.log(2.0),
+        proof="optimum",
+        implicit_reward="β·log(π/π_ref)",
+        paper="Rafailov et al. 2023, arXiv:2305.18290, eq. 7",
+    ),
+    "ipo": ObjectiveSpec(
+        fn=ipo,
+        family="pairwise",
+        needs=frozenset({Need.PREFERENCES}),
+        reference=True,
+        is_difference_only=True,
+        initial_loss=lambda *, tau, **_: 0.25 / tau**2,
+        proof="optimum",
+        implicit_reward="τ·log(π/π_ref), per token for normalisation=mean",
+        paper="Azar et al. 2023, arXiv:2310.12036, eq. 17",
+    ),
+    "simpo": ObjectiveSpec(
+        fn=simpo,
+        family="pairwise",
+        needs=frozenset({Need.PREFERENCES}),
+        reference=False,
+        proof="optimum",
+        implicit_reward="β·log π(y|x)/|y|",
+        paper="Meng et al. 2024, arXiv:2405.14734, eq. 6",
+    ),
+    "orpo": ObjectiveSpec(
+        fn=orpo,
+        family="pairwise",
+        needs=frozenset({Need.PREFERENCES}),
+        reference=False,
+        proof="bound",
+        implicit_reward="log-odds of exp(log π(y|x)/|y|)",
+        paper="Hong et al. 2024, arXiv:2403.07691, eq. 6",
+    ),
+}

@@ -1,0 +1,29 @@
+"""Every objective against its theory: trained in the enumerable world, compared with the closed form it should reach.
+
+Where no closed form exists the claim is the property that replaces it, with the reason in its note. One file per
+family, each with a dict `CLAIMS` from row to the generator of its own claims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from accord.claims import Claim
+from accord.lab.optima import likelihood, pairwise, pointwise
+from accord.lab.row_checks import gradient_claims, initial_loss_claims
+from accord.objectives import OBJECTIVES
+
+CLAIMS: dict[str, Callable[[], Iterator[Claim]]] = {**likelihood.CLAIMS, **pairwise.CLAIMS, **pointwise.CLAIMS}
+
+
+def objective_claims() -> list[Claim]:
+    """Return the claims of every row of `OBJECTIVES`, in its order."""
+    return [claim for name in OBJECTIVES for claim in claims_of(name)]
+
+
+def claims_of(name: str) -> list[Claim]:
+    """Return the claims of one row; each name starts with the row's."""
+    spec = OBJECTIVES[name]
+    claims = [*initial_loss_claims(spec), *gradient_claims(spec), *CLAIMS[name]()]
+    return [replace(claim, name=f"{name}: {claim.name}") for claim in claims]

@@ -1,0 +1,178 @@
+"""From token groups to what an objective sees: the one road of training, evaluation and rollouts.
+
+Axes: P groups, K responses. What an objective needs besides the log-probabilities of its own micro-batch (a batch-wide
+estimate, the rest of the batch, its own state, randomness) is put together here, so that the loop knows no names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from accord.data.batching import micro_batches
+from accord.data.tokens import TokenGroup
+from accord.groups import ObjectiveResult, ScoredGroups, concatenate_groups
+from accord.objectives import Need, ObjectiveSpec
+from accord.policy.head import Statistic
+from accord.policy.judgements import to_scored_groups
+from accord.policy.mismatched import mismatched_groups
+from accord.policy.policy import Policy, Scores
+from accord.policy.reference import Reference
+
+T = TypeVar("T")
+Gather = Callable[[list[Any]], list[Any]]
+"""Join the lists of all processes, in rank order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchFacts:
+    """What belongs to a whole optimisation batch."""
+
+    visit: int  # the optimiser step, or −1 in evaluation: with the seed it fixes all draws
+    mismatched_kl: Tensor | None = None
+    batch: ScoredGroups | None = None  # None = the micro-batch is the batch
+
+
+@dataclass(kw_only=True)
+class Scoring:
+    """Scores groups under an objective's row. `share` is (rank, processes); `gather` joins lists of all processes."""
+
+    policy: Policy
+    spec: ObjectiveSpec
+    settings: dict[str, Any]
+    reference: Reference | None
+    seed: int = 0
+    share: tuple[int, int] = (0, 1)
+    gather: Gather = lambda parts: parts
+    state: dict[str, Tensor] = field(default_factory=dict)  # of `spec.state`; moves once per optimiser step
+
+    def facts(self, batch: Sequence[TokenGroup], *, visit: int, max_tokens: int, is_split: bool) -> BatchFacts:
+        """Return what the objective needs of the whole batch; every process must call. No gradient."""
+        needs = self.spec.needs
+        baseline = self._mismatched_kl(batch, max_tokens) if Need.MISMATCHED_KL in needs else None
+        facts = BatchFacts(visit=visit, mismatched_kl=baseline)
+        if Need.BATCH in needs and is_split:
+            facts = replace(facts, batch=self._whole(batch, facts, max_tokens))
+        return facts
+
+    def held_out_facts(self) -> BatchFacts:
+        """Return what stands for them in evaluation: z0 as at the start of training, each pass a batch of its own."""
+        baseline = torch.zeros((), device=self.policy.device) if Need.MISMATCHED_KL in self.spec.needs else None
+        return BatchFacts(visit=-1, mismatched_kl=baseline)
+
+    def score(
+        self,
+        groups: Sequence[TokenGroup],
+        facts: BatchFacts,
+        *,
+        places: Sequence[int] | None = None,
+        module: nn.Module | None = None,
+        statistics: Sequence[Statistic] = (),
+    ) -> tuple[Scores, ScoredGroups]:
+        """Score groups that lie at `places` of the batch; `module` is the policy inside a wrapper for many devices."""
+        scores = (module or self.policy)(groups, statistics=statistics)
+        reference_PK = None
+        if self.reference is not None and self.spec.reference:
+            reference_PK = self.reference.logps(groups, scores.logps_PK)
+        scored = to_scored_groups(groups, scores, reference_PK, facts.mismatched_kl)
+        return scores, self._with_facts(scored, groups, facts, places)
+
+    def result(self, scored: ScoredGroups) -> ObjectiveResult:
+        """Return the objective's loss of scored groups."""
+        return self.spec.fn(scored, **self.settings)
+
+    def advance(self, sums: dict[str, Tensor]) -> None:
+        """Move the objective's state by one optimiser step, from its sums over the batch."""
+        if self.spec.state is not None and sums:
+            self.state = self.spec.state.advance(self.state, sums, **self.settings)
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    def _with_facts(
+        self, scored: ScoredGroups, groups: Sequence[TokenGroup], facts: BatchFacts, places: Sequence[int] | None
+    ) -> ScoredGroups:
+        device, more = scored.num_tokens_PK.device, {}
+        if Need.DRAWS in self.spec.needs:
+            seeds = [_draw_seed(self.seed, facts.visit, group.index) for group in groups]
+            more["draw_seed_P"] = torch.tensor(seeds, device=device)
+        if self.spec.state is not None:
+            more["state"] = {name: value.to(device) for name, value in self.state.items()}
+        if Need.BATCH in self.spec.needs:
+            more["batch"] = facts.batch if facts.batch is not None else _moved(scored, "detach")
+            more["place_P"] = torch.tensor(
+                list(places) if facts.batch is not None and places is not None else range(len(groups)), device=device
+            )
+        return replace(scored, **more) if more else scored
+
+    @torch.no_grad()
+    def _whole(self, batch: Sequence[TokenGroup], facts: BatchFacts, max_tokens: int) -> ScoredGroups:
+        """Score the whole batch without gradient, each process its share, and join it in the batch's order."""
+        rank, world = self.share
+        found: list[tuple[list[int], ScoredGroups]] = []
+        for places in micro_batches(batch, max_tokens, layout=self.policy.layout)[rank::world]:
+            _, scored = self.score([batch[place] for place in places], replace(facts, batch=None))
+            found.append((list(places), _moved(replace(scored, batch=None, place_P=None, state=None), "cpu")))
+        parts = self.gather(found)
+        order = torch.tensor([place for places, _ in parts for place in places]).argsort()
+        joined = concatenate_groups([scored for _, scored in parts])
+        return _moved(_mapped(joined, lambda x: x[order] if x.ndim else x), "to", self.policy.device)
+
+    @torch.no_grad()
+    def _mismatched_kl(self, batch: Sequence[TokenGroup], max_tokens: int) -> Tensor:
+        """Estimate KL(policy ‖ reference), nats ≥ 0, from prompts joined with another prompt's response."""
+        assert self.reference is not None
+        rank, world = self.share
+        sums: list[tuple[float, int]] = []
+        pairs = mismatched_groups(batch)
+        for part in micro_batches(pairs, max_tokens, layout=self.policy.layout)[rank::world]:
+            groups = [pairs[index] for index in part]
+            logps_PK = self.policy.score(groups).logps_PK
+            log_ratio_PK = logps_PK - self.reference.logps(groups, logps_PK, keep=False)
+            sums.append((float(log_ratio_PK.cpu().double().sum()), len(groups)))
+        joined = self.gather(sums)
+        mean = sum(value for value, _ in joined) / max(1, sum(count for _, count in joined))
+        return torch.tensor(max(0.0, mean), device=self.policy.device)
+
+
+def start_state(spec: ObjectiveSpec, settings: dict[str, Any], groups: Sequence[TokenGroup]) -> dict[str, Tensor]:
+    """Return the state an objective starts with on these groups; empty where it has none."""
+    if spec.state is None:
+        return {}
+    judges = {judgement.judge for group in groups for judgement in group.judgements}
+    return spec.state.start(num_judges=len(judges), num_strata=1, **settings)
+
+
+def add_state_sums(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Add up the `state_sums` of micro-batches and processes, in float64 on the CPU."""
+    total: dict[str, Tensor] = {}
+    for part in parts:
+        for name, value in part.items():
+            value = value.detach().cpu().double()
+            total[name] = total[name] + value if name in total else value
+    return total
+
+
+def _draw_seed(seed: int, visit: int, index: int) -> int:
+    digest = hashlib.blake2b(f"{seed}/{visit}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1  # a non-negative int64
+
+
+def _moved(record: ScoredGroups, method: str, *arguments: Any) -> ScoredGroups:
+    return _mapped(record, lambda tensor: getattr(tensor, method)(*arguments))
+
+
+def _mapped(record: T, change: Callable[[Tensor], Tensor]) -> T:
+    """Apply a change to every tensor of a record and of the records inside it."""
+    changed: dict[str, Any] = {}
+    for name in (item.name for item in fields(record)):  # type: ignore[arg-type]  # a dataclass, whichever
+        value = getattr(record, name)
+        if isinstance(value, Tensor):
+            changed[name] = change(value)
+        elif is_dataclass(value):
+            changed[name] = _mapped(value, change)
+    return replace(record, **changed)  # type: ignore[type-var]  # as above
