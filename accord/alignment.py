@@ -19,13 +19,13 @@ from accord.errors import AccordError, ConfigError, DataError, StoreError
 from accord.evaluation.report import write_report
 from accord.objectives import OBJECTIVES, Need, ObjectiveSpec
 from accord.policy.load import hash_weights, load_policy
+from accord.policy.judgements import Populations
 from accord.policy.policy import Policy
-from accord.policy.reference import Reference
 from accord.records import Group
 from accord.run.data import DataFacts, check_needs, encode_run_data, hash_data, load_run_data
 from accord.run.held_out import Evaluation
 from accord.run.plan import describe_plan, make_plan, memory_for, settle_layout
-from accord.run.reference import Origin, is_asked_later, make_reference, starts_at_base
+from accord.run.reference import Origin, References, check_moves, is_asked_later, make_references, starts_at_base
 from accord.run.scored import start_state
 from accord.store import RunFolder, check_vacant
 from accord.tracking import open_tracker
@@ -103,24 +103,29 @@ def align(
         hashes["weights_hash"] = start_hash = hash_weights(policy, base_only=policy.has_adapters)
         keep = is_asked_later(config, spec, is_resumed=was_given and resume)
         origin = Origin(policy, config, start_hash, keep=keep and (was_given or Need.MISMATCHED_KL in spec.needs))
-        reference, reference_bytes = make_reference(config, spec, policy, origin, train)
+        references = make_references(config, spec, policy, origin, train)
     is_at_base = starts_at_base(policy)
+    populations = Populations.of([*train, *held_out])
     loop = Loop(
         policy=policy, groups=train, eval_groups=held_out, spec=spec, objective_settings=config.objective.settings,
-        reference=reference, settings=config.train, evaluation=config.evaluate, accelerator=accelerator,
-        progress=progress, objective_state=start_state(spec, config.objective.settings, train),
-        starts_at_reference=config.reference.path == "auto" and is_at_base,
+        reference=references.fixed, moving_reference=references.moving, settings=config.train,
+        evaluation=config.evaluate, accelerator=accelerator, progress=progress,
+        objective_state=start_state(spec, config.objective.settings, populations), populations=populations,
+        starts_at_reference=config.reference.is_own_start and is_at_base,
     )  # fmt: skip
+    check_moves(config, loop.num_steps)
     origin.is_untouched = lambda: loop.state.step == 0
     with memory_for("timing a pass for the plan"):
         plan = make_plan(
             policy, train, held_out,
             num_steps=loop.num_steps, lr=loop.rate, batch_at=loop.batch_at,
-            to_reference=reference.missing([*train, *held_out]) if reference is not None and spec.reference else [],
-            reference_bytes=reference_bytes,
+            to_reference=references.to_score(train, held_out, map(loop.batch_at, range(loop.num_steps)))
+            if references.fixed is not None and spec.reference
+            else [],
+            reference_bytes=references.num_bytes,
         )  # fmt: skip
     announce(f"{report.text}\n{describe_plan(plan)}")
-    if reference is not None and config.reference.path == "auto" and not is_at_base:
+    if references.fixed is not None and config.reference.is_own_start and not is_at_base:
         announce(COMPARED_WITH_BASE)
     if dry_run:
         return AlignResult(policy=policy, summary={}, plan=plan, data_report=report.text, run=None)
@@ -132,7 +137,7 @@ def align(
         ),
     )
     try:
-        return _run(config, loop, run, reference, report, plan, announce, show_reference)
+        return _run(config, loop, run, references, report, plan, announce, show_reference)
     except BaseException:
         if run is not None:
             with suppress(StoreError):  # on a full disk, the first error is the one to show
@@ -144,7 +149,7 @@ def align(
 
 
 def _run(
-    config: AlignConfig, loop: Loop, run: RunFolder | None, reference: Reference | None, report: DataFacts,
+    config: AlignConfig, loop: Loop, run: RunFolder | None, references: References, report: DataFacts,
     plan: dict[str, Any], announce: Callable[[str], None], show_reference: Callable[[int, int], None],
 ) -> AlignResult:  # fmt: skip
     started = time.perf_counter()
@@ -156,17 +161,19 @@ def _run(
         loop.tracker = open_tracker(
             run, wandb_project=config.tracking.wandb_project, config=config.to_dict(), resumed_step=resumed_step
         )
-    if reference is not None and loop.spec.reference:
+    if (reference := references.fixed) is not None and loop.spec.reference:
         rank, world = loop.accelerator.process_index, loop.accelerator.num_processes
         with memory_for("scoring the reference"):
             reference.fill(
-                [*loop.groups, *loop.eval_groups],
+                references.to_fill(loop.groups, loop.eval_groups),
                 share=lambda groups: groups[rank::world],
                 merge=lambda values: {k: v for part in gather_object([values]) for k, v in part.items()},
                 write=loop.accelerator.is_main_process,
                 progress=show_reference,
             )
         announce(f"reference {reference.key}: {reference.num_computed} groups scored, {reference.num_reused} reused")
+    if references.moving is not None:
+        announce(references.describe())
     result = loop.train()
     summary: dict[str, Any] = {
         "objective": config.objective.name,

@@ -75,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     methods = _add(commands, "methods", _methods, "list the objectives")
     methods.add_argument("name", nargs="?", help="show one objective in full")
+    methods.add_argument("--logic", action="store_true", help="show what it says of a pair as a formula")
 
     report = _add(commands, "report", _report, "write the report of a run again")
     report.add_argument("run_folder")
@@ -225,12 +226,33 @@ def _methods(parsed: argparse.Namespace) -> int:
             from accord.config import ObjectiveConfig, validate_objective
 
             validate_objective(ObjectiveConfig(name=parsed.name))  # raises, naming the nearest one
+    if parsed.logic:
+        return _logic(rows, as_json=parsed.json)
     if parsed.json:
         print(json.dumps(rows, indent=2))
     elif parsed.name is not None:
         print_method(rows[0])
     else:
         print_methods(rows)
+    return 0
+
+
+def _logic(rows: list[dict[str, Any]], *, as_json: bool) -> int:
+    from accord.errors import ConfigError
+    from accord.objectives.logic.forms import ROW_FORMS, form_of
+    from accord.terminal import print_form
+
+    forms = {row["name"]: form for row in rows if (form := form_of(row["name"])) is not None}
+    if not forms:
+        raise ConfigError(
+            f"got methods {rows[0]['name']} --logic, which has no form as logic here — those that have: "
+            f"{', '.join(ROW_FORMS)}; objective=dpa_logic compiles a formula of your own"
+        )
+    if as_json:
+        print(json.dumps(forms, indent=2))
+    else:
+        for name, form in forms.items():
+            print_form(name, form)
     return 0
 
 

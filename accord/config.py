@@ -58,6 +58,10 @@ class DataConfig(Section):
     on_empty: Literal["drop", "keep", "error"] = "drop"
     on_identical: Literal["drop", "keep", "error"] = "drop"
     on_prompt_mismatch: Literal["drop", "split", "error"] = "drop"
+    stratum: str = Field(
+        default="stratum", min_length=1,
+        description="column that names a row's population, for objectives that weigh populations; judge = who judged it",
+    )  # fmt: skip
 
 
 class TemplateConfig(Section):
@@ -86,9 +90,59 @@ class ReferenceConfig(Section):
     """What the policy is compared with. `auto` = the policy's own start (the base under adapters)."""
 
     path: str = Field(default="auto", description="auto, or the folder or Hub id of another model")
+    soup: list[str] = Field(default=[], description="models whose averaged weights are the reference; not with path")
+    soup_shares: list[NonNegative] = Field(default=[], description="one per model of the soup; empty = equal")
     cache: str | None = Field(
         default="auto", description="folder for its log-probabilities; auto = the user's cache; null = none"
     )
+    update: Literal["none", "soft", "hard"] = Field(
+        default="none", description="soft: it takes up `mix` of the policy every `update_every` steps; hard: all of it"
+    )
+    update_every: PositiveInt = Field(default=512, description="steps between two updates")
+    mix: Annotated[float, Gt(0), Lt(1)] = Field(default=0.6, description="share of the policy in a soft update")
+
+    @property
+    def is_own_start(self) -> bool:
+        """Whether it begins as the policy's own start, or the base under its adapters."""
+        return self.path == "auto" and not self.soup
+
+    @property
+    def named(self) -> str:
+        """Its setting, for messages."""
+        return f"reference.soup={self.soup}" if self.soup else f"reference.path={self.path}"
+
+    @model_validator(mode="after")
+    def _refuse_what_does_not_fit(self) -> ReferenceConfig:
+        fields = type(self).model_fields
+        idle = [key for key in ("update_every", "mix") if getattr(self, key) != fields[key].default]
+        num_models, shares = len(self.soup), self.soup_shares
+        for is_wrong, why in (
+            (
+                self.update == "none" and idle,
+                f"reference.{' and reference.'.join(idle)} is set but reference.update is none: the reference never "
+                "moves — set reference.update=soft or hard",
+            ),
+            (
+                self.update == "hard" and "mix" in idle,
+                "reference.mix is set but reference.update=hard takes up all of the policy — set reference.update=soft",
+            ),
+            (
+                self.soup and self.path != "auto",
+                "reference.path and reference.soup are both set: only one of them can say what the reference is",
+            ),
+            (num_models == 1, "reference.soup has one model: expected two at least, or reference.path"),
+            (
+                shares and len(shares) != num_models,
+                f"reference.soup_shares has {len(shares)} numbers for {num_models} models in reference.soup",
+            ),
+            (
+                shares and abs(sum(shares) - 1.0) > 1e-6,
+                f"reference.soup_shares add up to {sum(shares):g}, expected 1",
+            ),
+        ):
+            if is_wrong:
+                raise ValueError(why)
+        return self
 
 
 class TrainConfig(Section):
@@ -127,6 +181,9 @@ class EvaluateConfig(Section):
     at_start: bool = True
     num_samples: Annotated[int, Ge(0)] = Field(default=16, description="held-out prompts to answer, for KL and reading")
     sample_tokens: PositiveInt = 64
+    gradient_pairs: Annotated[int, Ge(0)] = Field(
+        default=0, description="held-out pairs whose gradients are compared (entanglement, CHES): one more pass each"
+    )
     patience: PositiveInt | None = Field(
         default=None, description="stop after so many evaluations without a lower loss; the best weights are kept"
     )
@@ -237,24 +294,42 @@ def build_config(settings: Mapping[str, Any]) -> AlignConfig:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
                 raise ConfigError(f"got {key} and also {parent}={target!r} — expected one of them")
-        target[leaf] = value
+        target[leaf] = str(value) if isinstance(value, Path) else value
     try:
         config = AlignConfig.model_validate(nested)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
     config = config.model_copy(update={"objective": validate_objective(config.objective)})
     _refuse_unasked_reference(config)
+    _refuse_unasked_stratum(config)
     return config
 
 
 def _refuse_unasked_reference(config: AlignConfig) -> None:
     from accord.objectives import OBJECTIVES
 
-    name, path = config.objective.name, config.reference.path
-    if path != "auto" and not OBJECTIVES[name].reference and not config.evaluate.num_samples:
+    name, reference = config.objective.name, config.reference
+    if OBJECTIVES[name].reference:
+        return
+    if reference.update != "none":
         raise ConfigError(
-            f"got reference.path={path}, but {name} has no reference and evaluate.num_samples is 0: nothing would ask "
+            f"got reference.update={reference.update}, but {name} has no reference that could move — leave it out"
+        )
+    if not reference.is_own_start and not config.evaluate.num_samples:
+        raise ConfigError(
+            f"got {reference.named}, but {name} has no reference and evaluate.num_samples is 0: nothing would ask "
             "it — leave it out, or set evaluate.num_samples to measure the KL from it"
+        )
+
+
+def _refuse_unasked_stratum(config: AlignConfig) -> None:
+    from accord.objectives import OBJECTIVES, Need
+
+    if idle_keys(config.data, "data", ["stratum"]) and Need.STRATA not in OBJECTIVES[config.objective.name].needs:
+        weighing = ", ".join(name for name, row in OBJECTIVES.items() if Need.STRATA in row.needs)
+        raise ConfigError(
+            f"got data.stratum={config.data.stratum}, but {config.objective.name} weighs no populations — leave it out, "
+            f"or choose one of {weighing}"
         )
 
 
@@ -330,7 +405,8 @@ def _explain(error: ValidationError) -> str:
                 f"{wanted} is missing — give it as {wanted}=… or, on the command line, --{wanted.split('.')[0]}"
             )
         else:
-            what = f"got {key}={problem['input']!r} — " if key else ""
+            is_section = not key or isinstance(problem["input"], Mapping)  # then the message names the keys
+            what = "" if is_section else f"got {key}={problem['input']!r} — "
             lines.append(f"{what}{problem['msg'].removeprefix('Value error, ')}")
     return "; ".join(lines)
 

@@ -72,7 +72,8 @@ class ScoredGroups:
     win_frac_PKK: Float[Tensor, "P K K"] | None = None  # [p, i, j]: fraction of judges who prefer i to j, a tie is ½ …
     is_compared_PKK: Bool[Tensor, "P K K"] | None = None  # … where the two were compared; symmetric
     votes: Votes | None = None
-    stratum_P: Int[Tensor, " P"] | None = None  # population of the group: 0 … number of strata − 1
+    stratum_P: Int[Tensor, " P"] | None = None  # population of the group: 0 … number of strata − 1 …
+    stratum_frac_P: Float[Tensor, " P"] | None = None  # … and which share of all groups belongs to it
 
     tokens: ScoredTokens | None = None
     behaviour_logps_PK: Float[Tensor, "P K"] | None = None  # nats, no grad: of the sampler that wrote the responses

@@ -130,6 +130,19 @@ def print_method(row: dict[str, Any]) -> None:
     results.print(escape(inspect.getdoc(documented) or ""), highlight=False)
 
 
+def print_form(name: str, form: dict[str, Any]) -> None:
+    """Print how one objective reads as logic: formulas, truth table, link."""
+    from accord.objectives.logic.structure import Structure
+
+    loss = {"logistic": "−log σ(β ρ)", "squared": "(ρ − 1/(2β))²", "hinge": "max(0, β − ρ)"}[form["link"]]
+    given = "exp(log π/|y|)" if form["normalisation"] == "mean" else "exp(log π)"
+    results.print(f"[bold]{name}[/] — structure {form['structure']}", highlight=False)
+    results.print(escape(Structure(form["formula"], form["condition"], form["both"]).to_text()), highlight=False)
+    results.print("ρ = log p(models that count +) − log p(models that count −)", highlight=False)
+    results.print(f"loss = {loss}, a response given with probability {given}", highlight=False)
+    results.print(f"{form['remark']}\n", highlight=False)
+
+
 def print_demo(summary: dict[str, Any], folder: str) -> None:
     """Print what the demo measured: a table, and answers before and after."""
     table = Table(title="On requests nobody judged", title_justify="left")

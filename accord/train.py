@@ -29,6 +29,8 @@ from accord.data.batching import epoch_batches, micro_batches
 from accord.data.tokens import TokenGroup
 from accord.errors import TrainingError
 from accord.objectives import ObjectiveSpec
+from accord.policy.judgements import Populations
+from accord.policy.moving_reference import MovingReference
 from accord.policy.policy import Policy
 from accord.policy.reference import Reference
 from accord.run.checkpoint import load_checkpoint, load_weights, write_checkpoint
@@ -36,7 +38,7 @@ from accord.run.held_out import INDICATORS, Evaluation, evaluate
 from accord.run.loop_state import LoopResult, LoopState, Passed
 from accord.run.metrics import Sums, add_up, example_rows, means, measure
 from accord.run.plan import is_out_of_memory, schedule_factor
-from accord.run.scored import BatchFacts, Scoring, add_state_sums
+from accord.run.scored import BatchFacts, Scoring, add_state_sums, describe_state
 from accord.store import RunFolder
 from accord.tracking import Tracker
 
@@ -62,6 +64,8 @@ class Loop:
     progress: Callable[[int, int, dict[str, float]], None] = lambda step, total, metrics: None
     starts_at_reference: bool = False
     objective_state: dict[str, Tensor] = field(default_factory=dict)  # at the start
+    populations: Populations = Populations()  # judges and strata of all groups
+    moving_reference: MovingReference | None = None  # asked in training instead of `reference`, where it began
 
     def __post_init__(self) -> None:
         assert self.settings.lr is not None, "a run's settings name the rate that was chosen"
@@ -84,7 +88,8 @@ class Loop:
         self.scoring = Scoring(
             policy=self.policy, spec=self.spec, settings=self.objective_settings, reference=self.reference,
             seed=self.settings.seed, share=(self.accelerator.process_index, self.accelerator.num_processes),
-            gather=gather_object, state=self.objective_state,
+            gather=gather_object, state=self.objective_state, moving_reference=self.moving_reference,
+            populations=self.populations,
         )  # fmt: skip
         self._rows: list[dict[str, Any]] = []
         self._stop_signal: int | None = None
@@ -189,6 +194,7 @@ class Loop:
             self.scoring.advance(passed.state_sums)
         self._optimizer.zero_grad(set_to_none=True)
         self.state.step += 1
+        self.scoring.follow(self.state.step)
         self.state.num_tokens += sum(group.num_tokens for group in batch)
         if self.settings.write_rows and self.run is not None:
             self._rows.extend(rows)
@@ -331,6 +337,7 @@ class Loop:
             "lr": self._optimizer.param_groups[0]["lr"],
             "grad_norm": self.state.grad_norm,
         }
+        metrics |= describe_state(self.spec, self.scoring.state, self.populations)
         if seconds:  # else the step was taken before an interruption
             metrics["time/step_seconds"] = seconds
             metrics["tokens_per_second"] = sum(g.num_tokens for g in self.batch_at(self.state.step - 1)) / seconds
@@ -393,7 +400,7 @@ class Loop:
         self._flush_rows()
         if self.run is None or self.state.step in self.run.checkpoint_steps() or not self._is_finite():
             return
-        moving = self.scoring.state
+        moving = self.scoring.what_moves()
         write_checkpoint(self.run, self.state.step, self.policy, self._optimizer, asdict(self.state), moving)
         self.run.prune(keep_last=self.settings.keep_last, best_step=self.state.best_step)
 
@@ -402,7 +409,8 @@ class Loop:
 
     def restore(self, folder: Any) -> None:
         """Take up a checkpoint: weights, moments, position, random state."""
-        state, self.scoring.state = load_checkpoint(folder, self.policy, self._optimizer)
+        state, moved = load_checkpoint(folder, self.policy, self._optimizer)
+        self.scoring.take_up(moved)
         self.state = LoopState(**state)
 
     def _catch_signals(self) -> dict[int, Any]:

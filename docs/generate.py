@@ -4,6 +4,7 @@ README.md           the table of methods, between its markers
 docs/methods.md     every objective in full
 docs/settings.md    every setting of a run: key, values, default, meaning
 docs/reference.md   the public Python names with their docstrings
+docs/objectives/    a page per objective: formula, use, defaults, limits, citation, its lines of the certificate
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pydantic_core import PydanticUndefined
 import accord
 from accord.config import SHORT, AlignConfig, Section
 from accord.objectives import OBJECTIVES, methods_table
+from docs import objective_pages
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- methods -->", "<!-- /methods -->"
@@ -67,14 +69,14 @@ MEANINGS = {
 
 def methods_rows() -> Iterator[str]:
     """Yield the table of methods, with links relative to docs/."""
-    yield "| objective | family | reads | reference | settings and defaults | paper |"
-    yield "|---|---|---|---|---|---|"
+    yield "| objective | family | reads | reference | settings and defaults | proof | paper |"
+    yield "|---|---|---|---|---|---|---|"
     for row in methods_table():
         reads = ", ".join(row["needs"]).replace("_", " ") or "any responses"
         defaults = ", ".join(f"`{name}={value}`" for name, value in row["defaults"].items())
         reference = "yes" if row["reference"] else "no"
         link = f"[`{row['name']}`](objectives/{row['name']}.md)"
-        yield f"| {link} | {row['family']} | {reads} | {reference} | {defaults} | {row['paper']} |"
+        yield f"| {link} | {row['family']} | {reads} | {reference} | {defaults} | {row['proof']} | {row['paper']} |"
 
 
 def readme() -> str:
@@ -100,19 +102,13 @@ def methods() -> str:
     ]
     lines += [*methods_rows(), ""]
     lines += _wrapped(
-        "Beside log-probabilities and lengths, an objective may read: `preferences` (pairs, rankings, or ratings and "
-        "labels turned into pairs), `labels` (thumbs up or down, or the two ends of pairs), `mismatched kl` (a batch "
-        "estimate, one extra pass without gradient). A file that gives none of what is needed is refused before "
-        "training."
+        "Beside log-probabilities and lengths, an objective may read judgements, such as `preferences` (pairs, "
+        "rankings, or ratings and labels turned into pairs) and `labels` (thumbs up or down, or the two ends of "
+        "pairs), and what scoring makes, such as `tokens` or the `mismatched kl` (a batch estimate, one extra pass "
+        "without gradient). A file that gives none of what is needed is refused before training."
     )
-    for name, spec in OBJECTIVES.items():
-        fn = spec.fn.func if isinstance(spec.fn, partial) else spec.fn
-        lines += ["", f"## {name}", "", f"{spec.summary} See [its page](objectives/{name}.md).", ""]
-        lines += ["| setting | values | default |", "|---|---|---|"]
-        for key, parameter in spec.settings().items():
-            lines.append(f"| `objective.{key}` | {_values(parameter.annotation)} | `{parameter.default}` |")
-        lines += ["", f"Implicit reward: {spec.implicit_reward.replace('|', chr(92) + '|')}.", ""]
-        lines += ["```text", inspect.cleandoc(fn.__doc__ or "").partition("\n>>>")[0].strip(), "```"]
+    lines += ["", "## What they do", ""]
+    lines += [f"- [`{name}`](objectives/{name}.md): {spec.summary}" for name, spec in OBJECTIVES.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -264,6 +260,10 @@ def _signature(name: str, function: Any) -> str:
 
 PAGES = {
     "README.md": readme, "docs/methods.md": methods, "docs/settings.md": settings, "docs/reference.md": reference,
+    **{
+        f"docs/objectives/{name}.md": partial(objective_pages.page, name, note=NOTE, values=lambda kind: _values(kind))
+        for name in OBJECTIVES
+    },
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from accord.data.policies import (
     is_prompt_only,
     select_responses,
 )
+from accord.data.steps import cut_at_steps
 from accord.data.templates import RenderedGroup, Renderer, Segment, Vocabulary
 from accord.data.tokens import TokenGroup, TokenResponse
 from accord.errors import ConfigError, DataError
@@ -132,7 +133,7 @@ class _Encoder:
             read = [response.content for response in group.responses if response.token_ids is None]
             has_turns = any(isinstance(text, tuple) for text in (group.prompt, *read))
             try:
-                return _Plan(index, group, self.render(group, has_turns), has_turns)
+                return _Plan(index, group, self.with_steps(self.render(group, has_turns), group), has_turns)
             except _TemplateError as error:
                 self.counts["template_errors"] += 1
                 reason = f"{error} — or set template.on_error=drop to leave such rows out"
@@ -186,6 +187,13 @@ class _Encoder:
             )
         except DataError as error:
             raise _TemplateError(str(error)) from error
+
+    def with_steps(self, rendered: RenderedGroup, group: Group) -> RenderedGroup:
+        """Cut responses whose steps were judged at the ends of the steps."""
+        try:
+            return cut_at_steps(rendered, group)
+        except DataError as error:
+            raise DataError(f"{group.origin or 'a group'}: {error}") from error
 
     def encode_texts(self, plans: Sequence[_Plan]) -> Ids:
         """Encode every distinct text once, in batches."""
@@ -252,9 +260,11 @@ class _Encoder:
             return TokenResponse(ids=given.token_ids, has_eos=stopped)
         found: list[int] = []
         is_trained: list[bool] = []
+        step_ends: list[int] = []
         for key, segment in zip(plan.keys(position), plan.rendered.responses[position], strict=True):
             found += ids[key]
             is_trained += [segment.is_trained] * len(ids[key])
+            step_ends += [max(0, len(found) - 1)] if segment.ends_step else []
         has_eos = plan.rendered.ends_turn[position]
         if has_eos:
             self.counts["eos_from_template"] += 1
@@ -270,7 +280,9 @@ class _Encoder:
             found, is_trained, has_eos = [*found, eos_id], [*is_trained, True], True
             self.counts["eos_appended"] += 1
         trained = None if all(is_trained) else tuple(is_trained)
-        return TokenResponse(ids=tuple(found), is_trained=trained, has_eos=has_eos)
+        if step_ends:
+            step_ends[-1] = len(found) - 1  # an appended end of sequence closes the last step
+        return TokenResponse(ids=tuple(found), is_trained=trained, has_eos=has_eos, step_ends=tuple(step_ends))
 
     def fit(
         self, group: Group, prompt: tuple[int, ...], responses: list[TokenResponse]
@@ -300,7 +312,12 @@ class _Encoder:
             return response
         self.counts["responses_truncated"] += 1
         trained = None if response.is_trained is None else response.is_trained[:room]
-        return TokenResponse(ids=response.ids[:room], is_trained=trained, was_truncated=True)
+        return TokenResponse(
+            ids=response.ids[:room],
+            is_trained=trained,
+            was_truncated=True,
+            step_ends=tuple(end for end in response.step_ends if end < room),
+        )
 
     def distinct(self, group: Group, responses: Sequence[TokenResponse]) -> list[int]:
         """Which responses to keep: the first of those with equal ids, in a group that was compared or ranked.

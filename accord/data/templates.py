@@ -41,6 +41,7 @@ class Segment:
 
     text: str
     is_trained: bool = True
+    ends_step: bool = False  # of a response whose steps were judged one by one
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ class TokenResponse:
     is_trained: tuple[bool, ...] | None = None  # False e.g. for user turns inside a multi-turn response
     has_eos: bool = False
     was_truncated: bool = False
+    step_ends: tuple[int, ...] = ()  # where its steps were judged one by one: the index of the last token of each
 
     @property
     def num_trained(self) -> int:

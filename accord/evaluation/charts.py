@@ -37,6 +37,18 @@ CHARTS = (
         0.5,
     ),
     Chart(
+        "Ranking accuracy",
+        "Share of held-out pairs with π(chosen) > π(rejected): reached, of the reference, and of the optimum of DPO "
+        "and RLHF (median of five β; band: all). A gap that stays says that the loss does not ask for the order.",
+        "share",
+        {
+            "reached": "eval/ranking_accuracy",
+            "reference": "eval/ranking_accuracy/reference",
+            "idealised": "eval/ranking_accuracy/idealised",
+        },
+        0.5,
+    ),
+    Chart(
         "Margin",
         "How far the implicit reward sets chosen above rejected.",
         "implicit reward",
@@ -97,6 +109,20 @@ CHARTS = (
             "top-k mass, held out": "eval/statistics/topk_mass",
             "top-1, held out": "eval/statistics/top1",
         },
+    ),
+    Chart(
+        "Pairs that push the wrong way",
+        "Share of held-out pairs whose own step would lower the chosen or raise the rejected response: their gradients "
+        "are too alike. Many: add likelihood of the chosen, use per-token means, or drop the pairs with high CHES.",
+        "share of pairs",
+        {"chosen falls": "eval/gradients/chosen_falls", "rejected rises": "eval/gradients/rejected_rises"},
+    ),
+    Chart(
+        "Likeness of gradients",
+        "Mean cosine of the two responses' gradients: near 1, what raises one raises the other.",
+        "cosine",
+        {"chosen with rejected": "eval/gradients/cosine"},
+        0.0,
     ),
     Chart("Gradient norm", "Before clipping; spikes point to single batches.", "norm", {"gradient norm": "grad_norm"}),
     Chart("Learning rate", "As scheduled.", "learning rate", {"learning rate": "lr"}),

@@ -16,6 +16,8 @@ OVERFIT_GAP = 0.15  # training accuracy minus held-out accuracy
 LOSS_RISE = 0.05  # of the lowest held-out loss
 ENTROPY_FALL = 0.5  # of the first entropy
 LENGTH_GROWTH = 0.2  # of the length before
+TURN = 0.05  # of the highest value, below which it has turned
+ENTANGLED = 0.25  # share of pairs
 
 
 def find_warnings(records: Records, summary: Mapping[str, Any]) -> list[str]:
@@ -96,6 +98,51 @@ def warn_of_narrowing(records: Records) -> str | None:
     return None
 
 
+def warn_of_turning_point(records: Records) -> str | None:
+    """Top-k entropy that rose and fell again, or top-k mass that shrinks, while the chosen log-probability moves on."""
+    for name, words in (
+        ("topk_entropy", "Top-k entropy peaked at step {step} ({best:.3g}) and has fallen to {last:.3g}"),
+        ("topk_mass", "Top-k mass peaked at step {step} ({best:.3g}) and has shrunk to {last:.3g}"),
+    ):
+        values = read_metric(records, f"eval/statistics/{name}")
+        chosen = read_metric(records, "eval/logps/chosen")
+        if len(values) < 4 or len(chosen) < 2:
+            continue
+        step, best = max(values, key=lambda pair: pair[1])
+        last_step, last = values[-1]
+        is_inside = values[0][0] < step < last_step
+        if is_inside and last < (1 - TURN) * best and chosen[-1][1] != chosen[0][1]:
+            return (
+                f"{words.format(step=step, best=best, last=last)} while likelihoods go on moving: quality often turns "
+                "there, too. Compare samples of that checkpoint with the last one."
+            )
+    return None
+
+
+def warn_of_entangled_gradients(records: Records) -> str | None:
+    """A large share of pairs whose own step lowers their chosen response."""
+    low = read_metric(records, "eval/gradients/chosen_falls_low")[-1:]
+    share = read_metric(records, "eval/gradients/chosen_falls")[-1:]
+    if low and share and low[0][1] > ENTANGLED:
+        return (
+            f"{share[0][1]:.0%} of the held-out pairs measured push their own chosen response down, because the "
+            "gradients of the two are too alike: add likelihood of the chosen (rpo_irpo), use per-token means (ln_dpo, "
+            "simpo), or leave out the pairs with the highest CHES."
+        )
+    return None
+
+
+def warn_of_sampled_length(records: Records) -> str | None:
+    """Sampled answers that grew or shrank by a fifth over the run."""
+    lengths = read_metric(records, "eval/length/sampled")
+    if len(lengths) >= 2 and lengths[0][1] > 0 and abs(lengths[-1][1] / lengths[0][1] - 1) > LENGTH_GROWTH:
+        return (
+            f"Sampled answers went from {lengths[0][1]:.1f} to {lengths[-1][1]:.1f} tokens: compare quality at equal "
+            "length, or use an objective with length in it (dpo_length_reg, ln_dpo, simpo)."
+        )
+    return None
+
+
 def warn_of_no_gain(summary: Mapping[str, Any]) -> str | None:
     """A gain in gold reward whose interval contains zero."""
     ends = summary.get("gold_gain_ci95")
@@ -120,6 +167,9 @@ METRIC_RULES: tuple[Callable[[Records], str | None], ...] = (
     warn_of_overfitting,
     warn_of_displacement,
     warn_of_narrowing,
+    warn_of_turning_point,
+    warn_of_entangled_gradients,
+    warn_of_sampled_length,
 )
 SUMMARY_RULES: tuple[Callable[[Mapping[str, Any]], str | None], ...] = (warn_of_no_gain, warn_of_length)
 

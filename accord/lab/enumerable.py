@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from accord.groups import ObjectiveResult, ScoredGroups
+from accord.groups import ObjectiveResult, ScoredGroups, ScoredTokens
 
 EOS = 0
 """Token id that ends a response; content tokens are 1, 2, …"""
@@ -100,11 +100,38 @@ class TreePolicy(nn.Module):
                 uses_KNV[index, prefixes.index(tokens[:end]), tokens[end]] = 1.0
         self.uses_KNV: Tensor
         self.register_buffer("uses_KNV", uses_KNV)
+        self._nodes_K = [[prefixes.index(tokens[:end]) for end in range(min(len(tokens), max_tokens - 1))]
+                         for tokens in responses]  # fmt: skip
+        self._responses = tuple(responses)
         self.logits_PNV = nn.Parameter(torch.zeros(num_prompts, len(prefixes), num_tokens, dtype=torch.float64))
 
     def logps_PK(self) -> Float[Tensor, "P K"]:
         """Return log π(y|x) of every response: the sum of its tokens' log-probabilities along the tree."""
         return torch.einsum("pnv,knv->pk", self.logits_PNV.log_softmax(dim=-1), self.uses_KNV)
+
+    def tokens(self, reference: TreePolicy) -> ScoredTokens:
+        """Return every response token by token beside a reference: log-probabilities, log Σ π² and position KL.
+
+        The EOS that closes a response of maximal length by rule has log-probability, log Σ π² and KL 0.
+        """
+        ours_PNV, theirs_PNV = (tree.logits_PNV.log_softmax(dim=-1) for tree in (self, reference))
+        shape = (len(ours_PNV), len(self._responses), max(len(tokens) for tokens in self._responses))
+        kl_PN = (theirs_PNV.exp() * (theirs_PNV - ours_PNV)).sum(dim=-1)
+        found = {name: ours_PNV.new_zeros(shape) for name in ("policy", "reference", "log_sum_sq", "kl")}
+        for k, (tokens, nodes) in enumerate(zip(self._responses, self._nodes_K, strict=True)):
+            places, taken = (slice(None), k, slice(len(nodes))), torch.tensor(tokens[: len(nodes)], dtype=torch.long)
+            found["policy"][places] = ours_PNV[:, nodes, taken]
+            found["reference"][places] = theirs_PNV[:, nodes, taken].detach()
+            found["log_sum_sq"][places] = torch.logsumexp(2 * ours_PNV[:, nodes], dim=-1).detach()
+            found["kl"][places] = kl_PN[:, nodes]
+        lengths_K = torch.tensor([len(tokens) for tokens in self._responses])
+        return ScoredTokens(
+            policy_logps_PKT=found["policy"],
+            reference_logps_PKT=found["reference"],
+            is_trained_PKT=(torch.arange(shape[2]) < lengths_K[:, None]).expand(shape),
+            log_sum_sq_PKT=found["log_sum_sq"],
+            position_kl_PKT=found["kl"],
+        )
 
     def start_at(self, logps_PK: Float[Tensor, "P K"]) -> TreePolicy:
         """Set every node to the next-token distribution that a distribution over responses implies; return self."""
@@ -149,12 +176,23 @@ class Population:
         return (self.weight_G * result.loss_P).sum() / (self.weight_G * result.denominators()).sum()
 
 
-def comparisons(world: EnumerableWorld, logps_PK: Float[Tensor, "P K"], pairs: Sequence[tuple[int, int]]) -> Population:
-    """Return every pair in both orders, each group K = 2 with the better response first, weighted by the raters."""
+def comparisons(
+    world: EnumerableWorld,
+    logps_PK: Float[Tensor, "P K"],
+    pairs: Sequence[tuple[int, int]],
+    *,
+    tokens: ScoredTokens | None = None,
+) -> Population:
+    """Return every pair in both orders, each group K = 2 with the better response first, weighted by the raters.
+
+    `tokens` holds the world's responses token by token, for objectives that read them.
+    """
     better, worse = (torch.tensor(side) for side in zip(*pairs, *((j, i) for i, j in pairs), strict=True))
     both = torch.stack([better, worse], dim=1)  # (pairs × 2 orders, 2)
     return Population(
-        groups=_select(world, logps_PK, both, preferred_22=torch.tensor([[False, True], [False, False]])),
+        groups=_select(
+            world, logps_PK, both, preferred_22=torch.tensor([[False, True], [False, False]]), tokens=tokens
+        ),
         weight_G=world.rater_frac_PKK[:, better, worse].flatten(),
     )
 
@@ -188,9 +226,14 @@ def _select(
     preferred_22: Bool[Tensor, "2 2"] | None = None,
     desirable_PK: Bool[Tensor, "P 1"] | None = None,
     mismatched_kl: Tensor | None = None,
+    tokens: ScoredTokens | None = None,
 ) -> ScoredGroups:
     """Return one group per prompt and row of `index_GK`, prompts outermost."""
     shape = (len(world.reward_PK) * len(index_GK), index_GK.shape[1])
+    if tokens is not None:
+        given = {item.name: value for item in fields(tokens) if (value := getattr(tokens, item.name)) is not None}
+        chosen = {name: value[:, index_GK].reshape(*shape, -1) for name, value in given.items()}
+        tokens = ScoredTokens(**chosen)
     return ScoredGroups(
         policy_logps_PK=logps_PK[:, index_GK].reshape(shape),
         reference_logps_PK=world.reference_logps_PK[:, index_GK].reshape(shape),
@@ -200,10 +243,11 @@ def _select(
         desirable_PK=desirable_PK,
         is_labelled_PK=None if desirable_PK is None else torch.ones_like(desirable_PK),
         mismatched_kl=mismatched_kl,
+        tokens=tokens,
     )
 
 
-def fit(policy: Policy, loss: Callable[[], Float[Tensor, ""]], *, max_steps: int = 500) -> None:
+def fit(policy: nn.Module, loss: Callable[[], Float[Tensor, ""]], *, max_steps: int = 500) -> None:
     """Minimise a population loss to rounding: full-batch L-BFGS with a line search, deterministic."""
     optimiser = torch.optim.LBFGS(
         policy.parameters(),

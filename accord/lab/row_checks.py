@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from accord.claims import Claim
 from accord.groups import ScoredGroups, ScoredSteps, ScoredTokens, Votes
@@ -44,6 +46,8 @@ def random_groups(
     policy_logps_PK = -num_tokens_PK * uniform(0.1, 2.0)
     grade_PK = torch.randint(0, 3, shape, generator=generator)
     grade_PK[:, 0], grade_PK[:, 1] = 2, 0
+    if Need.GOLD in needs:
+        grade_PK[:, 0], grade_PK[:, 2], is_valid_PK[:, 2] = 3, 1, True
     grade_gap_PKK = (grade_PK[:, :, None] - grade_PK[:, None, :]).to(dtype)
     is_judged_PK = uniform(0, 1) < 0.7
     is_judged_PK[:, :2] = True
@@ -97,6 +101,7 @@ def _further_judgements(
         )
     if Need.STRATA in needs:
         more["stratum_P"] = torch.arange(num_prompts) % 2
+        more["stratum_frac_P"] = torch.where(more["stratum_P"] == 0, 0.25, 0.75).to(dtype)
     if Need.BEHAVIOUR in needs:
         more["behaviour_logps_PK"] = groups.policy_logps_PK + 2 * uniform(num_prompts, num_responses) - 1
     if Need.PROMPT_EMBEDDINGS in needs:
@@ -151,7 +156,9 @@ def with_tokens(groups: ScoredGroups, tokens: ScoredTokens) -> ScoredGroups:
 
 
 def at_reference(groups: ScoredGroups) -> ScoredGroups:
-    """Return groups whose reference agrees with the policy."""
+    """Return groups whose reference agrees with the policy; a reward model's start is a head of zeros."""
+    if groups.score_PK is not None or groups.pair_score_PKK is not None or groups.steps is not None:
+        return with_leaves(groups, {name: torch.zeros_like(value) for name, value in leaves(groups).items()})
     if groups.tokens is None:
         still = replace(groups, reference_logps_PK=groups.policy_logps_PK)
     else:
@@ -217,18 +224,47 @@ def gradient_claims(spec: ObjectiveSpec) -> Iterator[Claim]:
         groups = replace(groups, state=spec.state.start(num_judges=3, num_strata=2, **spec.defaults()))
     names, tensors = zip(*leaves(groups).items(), strict=True)
     flat = torch.cat([tensor.flatten() for tensor in tensors])
+    constants = HeldConstants() if spec.has_stop_gradient else nullcontext()
 
     def total(values: Tensor) -> Tensor:
         parts = values.split([tensor.numel() for tensor in tensors])
         shaped = [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
-        return spec.fn(with_leaves(groups, dict(zip(names, shaped, strict=True)))).loss_P.sum()
+        with constants:
+            return spec.fn(with_leaves(groups, dict(zip(names, shaped, strict=True)))).loss_P.sum()
 
     point = flat.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(total(point), point)
     steps = 1e-5 * torch.eye(len(flat), dtype=flat.dtype)
     with torch.no_grad():
         differences = torch.stack([(total(flat + step) - total(flat - step)) / 2e-5 for step in steps])
-    yield equal_everywhere("gradient = finite differences", gradient, differences, tolerance=1e-6)
+    tolerance = 1e-6 * max(1.0, float(gradient.abs().max()))  # a difference of large losses is rounded accordingly
+    yield equal_everywhere("gradient = finite differences", gradient, differences, tolerance=tolerance)
+
+
+class HeldConstants(TorchFunctionMode):
+    """Hold what a function detaches at its values of the first call.
+
+    sg[x] means a number that happens to equal x: a finite difference must not move it, as autograd does not. Enter it
+    around each call of one function, which detaches the same things in the same order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: list[Tensor] = []
+        self._place = 0
+
+    def __enter__(self) -> HeldConstants:
+        self._place = 0
+        return super().__enter__()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func is not torch.Tensor.detach:
+            return found
+        if self._place == len(self._held):
+            self._held.append(found)
+        self._place += 1
+        return self._held[self._place - 1]
 
 
 def equal_everywhere(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from accord.objectives import likelihood, pairwise, pointwise
+from accord.objectives import likelihood, listwise, logic, pairwise, pointwise, reward_model, robust, token_level
 from accord.objectives.spec import Need, ObjectiveSpec, StateSpec
 
 __all__ = ["OBJECTIVES", "Need", "ObjectiveSpec", "StateSpec", "methods_table"]
@@ -18,7 +18,12 @@ __all__ = ["OBJECTIVES", "Need", "ObjectiveSpec", "StateSpec", "methods_table"]
 OBJECTIVES: dict[str, ObjectiveSpec] = {
     **likelihood.ROWS,
     **pairwise.ROWS,
+    **robust.ROWS,
     **pointwise.ROWS,
+    **listwise.ROWS,
+    **reward_model.ROWS,
+    **token_level.ROWS,
+    **logic.ROWS,
 }
 
 

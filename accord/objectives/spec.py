@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 from typing import Any, Literal
@@ -26,6 +26,7 @@ class Need(Enum):
 
     # judgements: a file gives them or does not
     PREFERENCES = "preferences"  # preferred_PKK
+    GOLD = "gold"  # preferred_PKK: one response above all others of the group, and a pair among the others
     STRENGTHS = "strengths"  # strength_PKK
     LABELS = "labels"  # desirable_PK and is_labelled_PK
     RATINGS = "ratings"  # reward_PK and is_rated_PK
@@ -62,6 +63,7 @@ class StateSpec:
 
     start: Callable[..., dict[str, Tensor]]
     advance: Callable[..., dict[str, Tensor]]
+    entries: Mapping[str, Literal["judge", "stratum"]] = field(default_factory=dict)  # what a tensor has one entry per
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +78,14 @@ class ObjectiveSpec:
     family: Family
     needs: frozenset[Need]  # refused without these
     reads: frozenset[Need] = field(default=frozenset())  # used when present, not required
+    needs_when: Mapping[str, Need] = field(default_factory=dict)  # a setting that, when true, needs this too
     reference: bool  # reads reference_logps_PK
     level: Level = "sequence"
     is_difference_only: bool = False  # at the defaults: unchanged when all log-ratios of a prompt shift by a constant
     initial_loss: Callable[..., float | None] | None = None  # of the settings: the loss at policy = reference
+    has_stop_gradient: bool = False  # sg[·] in the formula: some numbers that depend on the policy are held constant
     state: StateSpec | None = None
+    check: Callable[..., None] | None = None  # of the settings: raises ValueError where bounds cannot say what is wrong
     proof: Proof
     implicit_reward: str  # formula of implicit_reward_PK
     paper: str
@@ -100,6 +105,11 @@ class ObjectiveSpec:
             for name, parameter in parameters.items()
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in fixed
         }
+
+    def at(self, settings: Mapping[str, Any]) -> ObjectiveSpec:
+        """Return the row as these settings make it: with the needs that they add."""
+        more = {need for setting, need in self.needs_when.items() if settings.get(setting)}
+        return replace(self, needs=self.needs | more) if more else self
 
     def defaults(self) -> dict[str, Any]:
         """Return the default of every setting."""

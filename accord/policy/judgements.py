@@ -7,14 +7,17 @@ pairs and verdicts.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from accord.data.tokens import TokenGroup
-from accord.groups import ScoredGroups
+from accord.data.transforms.strata import stratum_of
+from accord.groups import ScoredGroups, Votes
 from accord.policy.policy import Scores
 from accord.records import Comparison, Judgement, Label, Outcome, Ranking, Rating, Verdict
 
@@ -125,3 +128,73 @@ def ratings(judgements: Sequence[Judgement]) -> dict[int, float]:
         if isinstance(judgement, Verdict) and judgement.outcome is not Outcome.UNKNOWN and not given:
             found.setdefault(judgement.response, []).append(float(judgement.outcome is Outcome.PASS))
     return {index: sum(values) / len(values) for index, values in found.items()}
+
+
+# Who judged, and whom a group stands for ------------------------------------------------------------------------------
+
+ANONYMOUS = "(anonymous)"
+
+
+def votes(judgements: Sequence[Judgement]) -> list[tuple[int, int, str]]:
+    """Return (better, worse, judge) of every single comparison, before any vote is counted; ties give none.
+
+    Comparisons and rankings as given; where there are none, each judge's own ratings, else labels, are compared. What
+    names no judge is of one anonymous judge.
+    """
+    of_judge: dict[str, list[Judgement]] = {}
+    for judgement in judgements:
+        of_judge.setdefault(judgement.judge or ANONYMOUS, []).append(judgement)
+    is_compared = any(isinstance(judgement, Comparison | Ranking) for judgement in judgements)
+    found: list[tuple[int, int, str]] = []
+    for judge, own in of_judge.items():
+        if is_compared:  # one at a time: a judge who was asked twice has two votes, also against each other
+            pairs = [pair for one in own if isinstance(one, Comparison | Ranking) for pair in preferences([one])]
+        else:
+            pairs = list(preferences(own))
+        found += [(better, worse, judge) for better, worse in pairs]
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Populations:
+    """The judges and strata that the groups of a run name, each with its number: its place in the tuple."""
+
+    judges: tuple[str, ...] = ()
+    strata: tuple[str, ...] = ()
+    stratum_fracs: tuple[float, ...] = ()  # share of all groups
+
+    @classmethod
+    def of(cls, groups: Sequence[TokenGroup]) -> Populations:
+        """Number what groups name, in the order of the names, so that the same data gives the same numbers."""
+        judges = {judge for group in groups for _, _, judge in votes(group.judgements)}
+        sizes = Counter(name for group in groups if (name := _stratum(group)) is not None)
+        total = sum(sizes.values())
+        strata = tuple(sorted(sizes))
+        return cls(
+            judges=tuple(sorted(judges)), strata=strata, stratum_fracs=tuple(sizes[name] / total for name in strata)
+        )
+
+    def votes_of(self, groups: Sequence[TokenGroup], device: torch.device) -> Votes:
+        """Return the votes of groups as tensors, padded."""
+        number = {name: place for place, name in enumerate(self.judges)}
+        rows = [[(i, j, number[judge]) for i, j, judge in votes(group.judgements)] for group in groups]
+        width = max(1, *(len(row) for row in rows))
+        padded = torch.tensor([row + [(0, 0, 0)] * (width - len(row)) for row in rows], dtype=torch.long)
+        better, worse, judge = padded.view(len(rows), width, 3).to(device).unbind(dim=2)
+        counts = torch.tensor([len(row) for row in rows], device=device)
+        is_valid = torch.arange(width, device=device) < counts[:, None]
+        return Votes(better_PC=better, worse_PC=worse, judge_PC=judge, is_valid_PC=is_valid)
+
+    def strata_of(self, groups: Sequence[TokenGroup], like_PK: Tensor) -> dict[str, Tensor]:
+        """Return the stratum fields of `ScoredGroups` for groups that all name one."""
+        number = {name: place for place, name in enumerate(self.strata)}
+        places = [number[_stratum(group) or ""] for group in groups]
+        fracs = [self.stratum_fracs[place] for place in places]
+        return {
+            "stratum_P": torch.tensor(places, device=like_PK.device),
+            "stratum_frac_P": torch.tensor(fracs, device=like_PK.device, dtype=like_PK.dtype),
+        }
+
+
+def _stratum(group: TokenGroup) -> str | None:
+    return None if group.source is None else stratum_of(group.source)

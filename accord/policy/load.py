@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import nn
@@ -42,19 +42,52 @@ def load_policy(
     freezes the rest. A folder with an `adapter_config.json` is loaded on its base model.
     Raises PolicyError when the path is not a model, is half-written, or cannot be reached.
     """
+    model, tokenizer, source = load_parts(
+        path, load_causal_lm, task_type="CAUSAL_LM", precision=precision, device=device, lora_rank=lora_rank,
+        lora_alpha=lora_alpha, lora_targets=lora_targets, revision=revision, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    policy = Policy(model, tokenizer, path=source, autocast=torch.bfloat16 if precision == "mixed" else None)
+    return make_ready(policy, gradient_checkpointing=gradient_checkpointing, compile=compile)
+
+
+def load_parts(
+    path: str | Path,
+    load_model: Callable[[str, torch.dtype, dict[str, Any]], PreTrainedModel],
+    *,
+    task_type: str,
+    precision: Precision,
+    device: str | torch.device | None,
+    lora_rank: int,
+    lora_alpha: float | None,
+    lora_targets: str,
+    revision: str | None,
+    trust_remote_code: bool,
+) -> tuple[nn.Module, PreTrainedTokenizerBase, str]:
+    """Return a model without dropout on its device, its tokenizer, and the folder or Hub id they came from.
+
+    `load_model(source, dtype, options)` loads the base; adapters of the folder, or new ones, are put on it.
+    `task_type` is peft's name of what the model is for.
+    """
     source = _resolve(path)
     adapter_source = source if (Path(source) / "adapter_config.json").is_file() else None
     base_source = _base_of_adapter(source) if adapter_source else source
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     tokenizer = _load_tokenizer(source, base_source, options)
-    model: nn.Module = _load_model(base_source, _STORED[precision], options)
+    model: nn.Module = load_model(base_source, _STORED[precision], options)
     if adapter_source:
-        model = _load_adapters(model, adapter_source)
+        model = _load_adapters(model, adapter_source, task_type)
     elif lora_rank:
-        model = _add_lora(model, lora_rank, lora_alpha, lora_targets)
+        model = _add_lora(model, lora_rank, lora_alpha, lora_targets, task_type)
     silence_dropout(model)
     cast(nn.Module, model).to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
-    policy = Policy(model, tokenizer, path=source, autocast=torch.bfloat16 if precision == "mixed" else None)
+    return model, tokenizer, source
+
+
+AnyPolicy = TypeVar("AnyPolicy", bound=Policy)
+
+
+def make_ready(policy: AnyPolicy, *, gradient_checkpointing: bool, compile: bool) -> AnyPolicy:
+    """Set a loaded policy to training, with what saves memory or time where it was asked for."""
     policy.train()
     if gradient_checkpointing:
         policy.enable_gradient_checkpointing()
@@ -97,13 +130,14 @@ def _load_tokenizer(source: str, base_source: str, options: dict[str, Any]) -> P
         try:
             return AutoTokenizer.from_pretrained(place, **options)
         except (OSError, ValueError, KeyError, TypeError) as error:  # what a missing or unreadable tokenizer raises
-            problems.append(f"{place}: {_first_line(error)}")
+            problems.append(f"{place}: {first_line(error)}")
     raise PolicyError(
         f"no tokenizer could be loaded ({'; '.join(problems)}) — a model folder needs its tokenizer files"
     )
 
 
-def _load_model(source: str, dtype: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:
+def load_causal_lm(source: str, dtype: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:
+    """Load a causal language model, complete or not at all."""
     from safetensors import SafetensorError
 
     try:
@@ -113,7 +147,7 @@ def _load_model(source: str, dtype: torch.dtype, options: dict[str, Any]) -> Pre
         )
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
         raise PolicyError(
-            f"{source} could not be loaded as a causal language model: {_first_line(error)} — "
+            f"{source} could not be loaded as a causal language model: {first_line(error)} — "
             "expected config.json and complete weights; copy or download the folder again"
         ) from error
     missing = sorted(report.get("missing_keys") or ())
@@ -125,33 +159,42 @@ def _load_model(source: str, dtype: torch.dtype, options: dict[str, Any]) -> Pre
     return model
 
 
-def _load_adapters(model: nn.Module, source: str) -> nn.Module:
+def _load_adapters(model: nn.Module, source: str, task_type: str) -> nn.Module:
     from peft import PeftModel
     from safetensors import SafetensorError
 
+    made_for = json.loads((Path(source) / "adapter_config.json").read_text()).get("task_type")
+    if made_for in _KINDS and made_for != task_type:
+        raise PolicyError(
+            f"got the adapters in {source} of {_KINDS[made_for]} — expected those of {_KINDS[task_type]}; merge them "
+            "into their base first (docs/how_to/lora.md) and give the merged model"
+        )
     try:
         with _without_peft_notice():
             warnings.filterwarnings("error", message="Found missing adapter keys")  # peft goes on with fresh ones
             return PeftModel.from_pretrained(cast(PreTrainedModel, model), source, is_trainable=True)
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError, UserWarning) as error:
         raise PolicyError(
-            f"the adapters in {source} could not be loaded: {_first_line(error)} — "
+            f"the adapters in {source} could not be loaded: {first_line(error)} — "
             "expected adapter_config.json and adapter_model.safetensors made for the base model it names"
         ) from error
 
 
-def _add_lora(model: nn.Module, rank: int, alpha: float | None, targets: str) -> nn.Module:
+_KINDS = {"CAUSAL_LM": "a language model", "SEQ_CLS": "a reward model"}
+
+
+def _add_lora(model: nn.Module, rank: int, alpha: float | None, targets: str, task_type: str) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
     chosen: Any = targets if targets == "all-linear" else targets.split(",")
     settings = LoraConfig(
-        r=rank, lora_alpha=int(alpha if alpha is not None else 2 * rank), target_modules=chosen, task_type="CAUSAL_LM"
+        r=rank, lora_alpha=int(alpha if alpha is not None else 2 * rank), target_modules=chosen, task_type=task_type
     )
     try:
         with _without_peft_notice():
             return get_peft_model(cast(PreTrainedModel, model), settings)
     except ValueError as error:
-        raise PolicyError(f"got lora_targets={targets!r}: {_first_line(error)}") from error
+        raise PolicyError(f"got lora_targets={targets!r}: {first_line(error)}") from error
 
 
 def silence_dropout(model: nn.Module) -> None:
@@ -220,6 +263,7 @@ def _without_peft_notice() -> Iterator[None]:
         yield
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, for a message of our own."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]

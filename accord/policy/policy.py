@@ -184,6 +184,18 @@ class Policy(nn.Module):
             token_logps_N, found = self.token_logps(batch, statistics)
         return _gather(groups, batch, token_logps_N, found)
 
+    @torch.no_grad()
+    def predicting_states(self, group: TokenGroup) -> list[Tensor] | None:
+        """Return of each response the hidden states (T, H) that predict its tokens; None without a linear head."""
+        batch = lay_out_plain([group], self.device, self.pad_id)
+        with self.attention("plain"), self.precision():
+            if self.has_linear_head is None:
+                self.has_linear_head = self._check_head(batch)
+            if not self.has_linear_head:
+                return None
+            hidden_NH = self._backbone(**self._inputs(batch)).last_hidden_state.flatten(0, 1)[batch.predicted_at_N]
+        return list(hidden_NH.split([len(response.ids) for response in group.responses]))
+
     @property
     def pad_id(self) -> int:
         """An id for positions nobody looks at."""

@@ -22,8 +22,8 @@ def write_checkpoint(
 ) -> None:  # fmt: skip
     """Write a checkpoint into a run folder: whole or not at all. `moving`: further tensors that move with the steps."""
     weights = {name: p.detach().contiguous() for name, p in policy.model.named_parameters() if p.requires_grad}
-    sizes = [tensor.numel() * tensor.element_size() for tensor in (*weights.values(), *moving.values())]
-    with run.new_checkpoint(step, needed_bytes=3 * sum(sizes)) as folder:  # AdamW's two moments are as large
+    size, more = (sum(t.numel() * t.element_size() for t in part.values()) for part in (weights, moving))
+    with run.new_checkpoint(step, needed_bytes=3 * size + more) as folder:  # AdamW's two moments are as large
         save_file(weights, folder / "trained.safetensors")
         torch.save(optimizer.state_dict(), folder / "optimizer.pt")
         torch.save(_random_state(), folder / "random.pt")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,9 +12,10 @@ from accord.config import AlignConfig, idle_keys
 from accord.data import DataReport, EncodedData, LoadedGroups, data_report, encode_groups, load_groups
 from accord.data.split import split_held_out
 from accord.data.tokens import TokenGroup
+from accord.data.transforms.strata import name_strata, stratum_of
 from accord.errors import ConfigError, DataError
 from accord.objectives import OBJECTIVES, Need, ObjectiveSpec
-from accord.policy.judgements import labels, preferences, ratings
+from accord.policy.judgements import labels, preferences, ratings, votes
 from accord.policy.policy import Policy
 from accord.records import Group
 
@@ -60,7 +61,8 @@ def load_run_data(
         idle = idle_keys(settings, "data", of_file + (["eval_fraction"] if eval_groups is not None else []))
         if idle:
             raise ConfigError(f"got groups in memory and also {', '.join(idle)}, without effect on them — leave it out")
-        return RunData(train=list(groups), held_out=None if eval_groups is None else list(eval_groups), files=[])
+        held_out = None if eval_groups is None else list(eval_groups)
+        return _changed(config, RunData(train=list(groups), held_out=held_out, files=[]))
     if eval_groups is not None:
         raise ConfigError("got eval_groups without groups — give both, or data.eval_path for a held-out file")
     read = partial(
@@ -69,7 +71,17 @@ def load_run_data(
     files = [read(settings.path, split=settings.split)]
     if settings.eval_path is not None:
         files.append(read(settings.eval_path))
-    return RunData(train=files[0].groups, held_out=files[1].groups if len(files) > 1 else None, files=files)
+    held_out = files[1].groups if len(files) > 1 else None
+    return _changed(config, RunData(train=files[0].groups, held_out=held_out, files=files))
+
+
+def _changed(config: AlignConfig, data: RunData) -> RunData:
+    """Do to groups as read what the settings say, training and held-out ones alike."""
+    if Need.STRATA in OBJECTIVES[config.objective.name].needs:
+        train = name_strata(data.train, config.data.stratum)
+        held_out = None if data.held_out is None else name_strata(data.held_out, config.data.stratum)
+        data = replace(data, train=train, held_out=held_out)
+    return data
 
 
 def hash_data(data: RunData, train: Sequence[TokenGroup], held_out: Sequence[TokenGroup]) -> str:
@@ -88,10 +100,21 @@ def hash_data(data: RunData, train: Sequence[TokenGroup], held_out: Sequence[Tok
 
 _GIVES: dict[Need, Callable[[Group], bool]] = {
     Need.PREFERENCES: lambda group: bool(preferences(group.judgements)),
+    Need.GOLD: lambda group: _has_gold(group),
     Need.STRENGTHS: lambda group: any(preferences(group.judgements).values()),
     Need.LABELS: lambda group: bool(labels(group.judgements, preferences(group.judgements))),
     Need.RATINGS: lambda group: bool(ratings(group.judgements)),
+    Need.VOTES: lambda group: bool(votes(group.judgements)),
+    Need.STRATA: lambda group: stratum_of(group) is not None,
 }
+
+
+def _has_gold(group: Group) -> bool:
+    """Whether one response was judged better than each of the others, and those were compared, too."""
+    pairs = preferences(group.judgements)
+    everyone = range(len(group.responses))
+    gold = [i for i in everyone if all((i, j) in pairs for j in everyone if j != i)]
+    return bool(gold) and any(gold[0] not in pair for pair in pairs)
 
 
 def check_needs(name: str, spec: ObjectiveSpec, data: RunData) -> None:

@@ -12,6 +12,7 @@ import torch
 from accord.config import EvaluateConfig
 from accord.data.batching import chunked, micro_batches
 from accord.data.tokens import TokenGroup, TokenResponse
+from accord.diagnostics.ranking import ranking_sums, summarise_ranking, whole_rankings
 from accord.errors import PolicyError
 from accord.evaluation.intervals import clustered_mean_interval, mean_interval, wilson
 from accord.policy.head import Statistic
@@ -19,6 +20,7 @@ from accord.policy.policy import Policy
 from accord.policy.reference import Reference
 from accord.policy.sample import SamplingSettings, sample_responses, trained_ends
 from accord.run.metrics import Sums, add_up, example_rows, means, measure
+from accord.run.pair_gradients import measure_gradients, summarise_gradients, with_gradients
 from accord.run.scored import Scoring
 
 log = logging.getLogger(__name__)
@@ -52,10 +54,14 @@ def evaluate(
     for part in list(chunked(groups, max_batch_tokens, layout=policy.layout))[rank::world]:
         scores, scored = scoring.score(part, facts, statistics=INDICATORS)
         result = scoring.result(scored)
-        parts.append(measure(scored, result, scores))
+        parts.append(measure(scored, result, scores) | ranking_sums(scored))
         rows.extend(example_rows(part, scored, result, step=step))
     sums, rows = add_up(gather(parts)), sorted(gather(rows), key=lambda row: row["index"])
     metrics = means(sums) | _intervals(sums, rows)
+    if settings.gradient_pairs:
+        measured = gather(measure_gradients(scoring, groups[: settings.gradient_pairs][rank::world]))
+        metrics |= summarise_gradients(measured)
+        rows = with_gradients(rows, measured)
     samples: list[dict[str, Any]] = []
     if settings.num_samples:
         chosen = groups[: settings.num_samples]
@@ -82,6 +88,10 @@ def _intervals(sums: Sums, rows: list[dict[str, Any]]) -> dict[str, float]:
         if name in sums:
             successes, total = sums[name]
             found |= wilson(successes * num_prompts / total, num_prompts).as_dict(name)
+    right, num_rankings = whole_rankings(rows)
+    if num_rankings:
+        found |= wilson(right, num_rankings).as_dict("ranking_accuracy/whole")
+    found |= summarise_ranking(means(sums))
     if num_prompts > 1:
         found |= clustered_mean_interval(margins, prompts).as_dict("rewards/margins")
     return found

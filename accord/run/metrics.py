@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from accord.data.tokens import TokenGroup
+from accord.diagnostics.ranking import share_above_zero
 from accord.groups import ObjectiveResult, ScoredGroups
 from accord.policy.policy import Scores
 
@@ -70,12 +71,12 @@ def _pair_metrics(scored: ScoredGroups, result: ObjectiveResult, lengths_PK: Ten
         "rewards/chosen": reward_PK[p, better],
         "rewards/rejected": reward_PK[p, worse],
         "rewards/margins": margins,
-        "rewards/accuracies": _share_above_zero(torch.where(_is_noise(scored, p, better, worse), 0.0, margins)),
+        "rewards/accuracies": share_above_zero(torch.where(_is_noise(scored, p, better, worse), 0.0, margins)),
         "logps/chosen": logps_PK[p, better],
         "logps/rejected": logps_PK[p, worse],
         "length/chosen": lengths_PK[p, better],
         "length/rejected": lengths_PK[p, worse],
-        "ranking_accuracy": _share_above_zero(gap),
+        "ranking_accuracy": share_above_zero(gap),
     }
     return {name: (float(values.cpu().double().sum()), float(len(values))) for name, values in columns.items()}
 
@@ -90,10 +91,6 @@ def _is_noise(scored: ScoredGroups, p: Tensor, better: Tensor, worse: Tensor) ->
     logps_PK, log_ratio_PK = scored.policy_logps_PK, scored.log_ratio_PK
     size = 1.0 + logps_PK[p, better].abs() + logps_PK[p, worse].abs()
     return (log_ratio_PK[p, better] - log_ratio_PK[p, worse]).abs() <= 32 * torch.finfo(logps_PK.dtype).eps * size
-
-
-def _share_above_zero(values: Tensor) -> Tensor:
-    return (values > 0).float() + 0.5 * (values == 0).float()
 
 
 def _add(sums: Sums, name: str, values: Tensor, where: Tensor, weights: Tensor | None = None) -> None:
@@ -129,6 +126,7 @@ def example_rows(
                 "implicit_rewards": rewards,
                 "num_tokens": num_tokens[row][:k],
                 "num_prompt_tokens": len(group.prompt_ids),
+                "pairs": pairs[row],
                 "margins": [rewards[i] - rewards[j] for i, j in pairs[row]],
                 "is_flipped": [rewards[i] < rewards[j] for i, j in pairs[row]],
                 "was_truncated": [response.was_truncated for response in group.responses],

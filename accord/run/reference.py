@@ -1,17 +1,24 @@
-"""The reference of a run: the policy's own start, the base under its adapters, or another model."""
+"""The reference of a run: the policy's own start, the base under its adapters, another model or a soup of several.
+
+It may follow the policy (TR-DPO); what held-out groups are compared with stays where it was.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accord.config import AlignConfig
 from accord.data.tokens import TokenGroup
-from accord.errors import PolicyError
+from accord.errors import ConfigError, PolicyError
 from accord.objectives import Need, ObjectiveSpec
+from accord.policy.averaging import load_soup
 from accord.policy.load import hash_weights, load_policy
+from accord.policy.moving_reference import MovingReference, UpdateRule
 from accord.policy.policy import Policy
 from accord.policy.reference import Reference, base_of, default_cache_folder, opened, reference_key
 
@@ -62,10 +69,11 @@ class Origin:
 
 def is_asked_later(config: AlignConfig, spec: ObjectiveSpec, *, is_resumed: bool = False) -> bool:
     """Whether the policy's own start is asked for log-probabilities after the policy has moved."""
-    if config.reference.path != "auto":
+    if not config.reference.is_own_start:
         return False
     to_fill = is_resumed and spec.reference
-    return to_fill or Need.MISMATCHED_KL in spec.needs or config.evaluate.num_samples > 0
+    mismatched = Need.MISMATCHED_KL in spec.needs and config.reference.update == "none"
+    return to_fill or mismatched or config.evaluate.num_samples > 0
 
 
 def starts_at_base(policy: Policy) -> bool:
@@ -73,35 +81,110 @@ def starts_at_base(policy: Policy) -> bool:
     return not any("lora_B" in name and bool(parameter.any()) for name, parameter in policy.named_parameters())
 
 
-def make_reference(
+@dataclass(frozen=True, kw_only=True)
+class References:
+    """What a run compares its policy with. `moving`: what training asks instead of `fixed`, which it began as."""
+
+    fixed: Reference | None
+    moving: MovingReference | None
+    num_bytes: int  # beside the policy
+
+    def to_fill(self, groups: Sequence[TokenGroup], held_out: Sequence[TokenGroup]) -> list[TokenGroup]:
+        """Return the groups whose log-probabilities are asked of the fixed one again and again."""
+        return [*held_out] if self.moving is not None else [*groups, *held_out]
+
+    def to_score(
+        self, groups: Sequence[TokenGroup], held_out: Sequence[TokenGroup], batches: Iterable[Sequence[TokenGroup]]
+    ) -> list[TokenGroup]:
+        """Return what has to be scored, one that moves with every batch: for the plan."""
+        assert self.fixed is not None
+        missing = self.fixed.missing(self.to_fill(groups, held_out))
+        return missing if self.moving is None else [*missing, *(group for batch in batches for group in batch)]
+
+    def describe(self) -> str:
+        """Say how the reference moves and what held-out numbers are measured from."""
+        assert self.moving is not None
+        return (
+            f"the reference moves: {self.moving.rule}; held-out losses, rewards and KL are measured from where it "
+            "began, so that they can be compared over the run"
+        )
+
+
+def make_references(
     config: AlignConfig, spec: ObjectiveSpec, policy: Policy, origin: Origin, groups: Sequence[TokenGroup]
-) -> tuple[Reference | None, int]:
-    """Return the reference of a run, needed by the objective or by the KL of the evaluation, and its own bytes."""
+) -> References:
+    """Return the references of a run, needed by the objective or by the KL of the evaluation."""
     settings = config.reference
     if not spec.reference and not config.evaluate.num_samples:
-        return None, 0
+        return References(fixed=None, moving=None, num_bytes=0)
     holder = policy if not policy.has_adapters and is_asked_later(config, spec) else None
-    vocabulary = policy.causal_lm.config.get_text_config().vocab_size
     scorer, weights = origin, origin.weights_hash
-    if settings.path != "auto":
-        other = load_policy(
-            settings.path, precision=config.model.precision, device=policy.device,
-            trust_remote_code=config.model.trust_remote_code,
-        )  # fmt: skip
-        if other.causal_lm.config.get_text_config().vocab_size != vocabulary:
-            raise PolicyError(
-                f"got the reference {settings.path} with another vocabulary than the policy's {vocabulary}"
-            )
-        other.settle_layout([groups[0], max(groups, key=lambda group: group.num_tokens)])
-        other.requires_grad_(False)
+    other = None if settings.is_own_start else _load_other(config, policy, groups)
+    if other is not None:
         scorer, weights, holder = (lambda: opened(other)), hash_weights(other), other
     folder = None
     if settings.cache is not None:
         folder = default_cache_folder() if settings.cache == "auto" else Path(settings.cache)
-    made = Reference(
+    fixed = Reference(
         scorer,
-        key=reference_key(weights, policy, vocabulary=vocabulary),
+        key=reference_key(weights, policy, vocabulary=_vocabulary(policy)),
         cache_folder=folder,
         max_tokens=config.train.max_batch_tokens,
     )
-    return made, sum(p.numel() * p.element_size() for p in holder.parameters()) if holder is not None else 0
+    moving = _make_moving(config, policy, other) if settings.update != "none" else None
+    num_bytes = sum(p.numel() * p.element_size() for p in holder.parameters()) if holder is not None else 0
+    return References(fixed=fixed, moving=moving, num_bytes=num_bytes + (moving.num_bytes if moving else 0))
+
+
+def _load_other(config: AlignConfig, policy: Policy, groups: Sequence[TokenGroup]) -> Policy:
+    """Load the model, or the soup of models, that the settings name as the reference."""
+    settings = config.reference
+    options: dict[str, Any] = {
+        "precision": config.model.precision, "device": policy.device,
+        "trust_remote_code": config.model.trust_remote_code,
+    }  # fmt: skip
+    if settings.soup:
+        other = load_soup(settings.soup, settings.soup_shares, **options)
+    else:
+        other = load_policy(settings.path, **options)
+    if _vocabulary(other) != _vocabulary(policy):
+        raise PolicyError(
+            f"got {settings.named} with a vocabulary of {_vocabulary(other)}, another than the policy's "
+            f"{_vocabulary(policy)}"
+        )
+    other.settle_layout([groups[0], max(groups, key=lambda group: group.num_tokens)])
+    other.requires_grad_(False)
+    return other
+
+
+def _vocabulary(policy: Policy) -> int:
+    return policy.causal_lm.config.get_text_config().vocab_size
+
+
+def _make_moving(config: AlignConfig, policy: Policy, other: Policy | None) -> MovingReference:
+    """Return the reference that follows the policy. It begins as the fixed one, or that is refused."""
+    settings = config.reference
+    rule = UpdateRule(every=settings.update_every, share=1.0 if settings.update == "hard" else settings.mix)
+    if policy.has_adapters and (other is not None or not starts_at_base(policy)):
+        begins = settings.named if other is not None else "trained adapters to start from"
+        raise ConfigError(
+            f"got reference.update={settings.update} with adapters and {begins} — a reference that moves is a copy of "
+            "the adapters, and can only begin as the base under them: merge adapters into a model of their own first "
+            "(docs/how_to/lora.md), or train without adapters"
+        )
+    trained = [name for name, parameter in policy.model.named_parameters() if parameter.requires_grad]
+    start = None
+    if other is not None:
+        theirs = dict(other.model.named_parameters())
+        start = {name: theirs[name] for name in trained if name in theirs}
+    return MovingReference(policy, rule, max_tokens=config.train.max_batch_tokens, start=start)
+
+
+def check_moves(config: AlignConfig, num_steps: int) -> None:
+    """Raise ConfigError where the reference was told to move but the run ends before."""
+    settings = config.reference
+    if settings.update != "none" and settings.update_every >= num_steps:
+        raise ConfigError(
+            f"got reference.update={settings.update} every {settings.update_every} steps, but the run has {num_steps}: "
+            f"the reference would not move — set reference.update_every below {num_steps}"
+        )

@@ -19,14 +19,16 @@ from accord.data.tokens import TokenGroup
 from accord.groups import ObjectiveResult, ScoredGroups, concatenate_groups
 from accord.objectives import Need, ObjectiveSpec
 from accord.policy.head import Statistic
-from accord.policy.judgements import to_scored_groups
+from accord.policy.judgements import Populations, to_scored_groups
 from accord.policy.mismatched import mismatched_groups
+from accord.policy.moving_reference import MovingReference
 from accord.policy.policy import Policy, Scores
 from accord.policy.reference import Reference
 
 T = TypeVar("T")
 Gather = Callable[[list[Any]], list[Any]]
 """Join the lists of all processes, in rank order."""
+_REFERENCE = "reference/"  # before the names of its weights among what moves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +52,13 @@ class Scoring:
     share: tuple[int, int] = (0, 1)
     gather: Gather = lambda parts: parts
     state: dict[str, Tensor] = field(default_factory=dict)  # of `spec.state`; moves once per optimiser step
+    populations: Populations = Populations()  # judges and strata of the run's groups
+    moving_reference: MovingReference | None = None  # asked in training instead of the fixed one
 
     def facts(self, batch: Sequence[TokenGroup], *, visit: int, max_tokens: int, is_split: bool) -> BatchFacts:
         """Return what the objective needs of the whole batch; every process must call. No gradient."""
         needs = self.spec.needs
-        baseline = self._mismatched_kl(batch, max_tokens) if Need.MISMATCHED_KL in needs else None
+        baseline = self._mismatched_kl(batch, max_tokens, visit) if Need.MISMATCHED_KL in needs else None
         facts = BatchFacts(visit=visit, mismatched_kl=baseline)
         if Need.BATCH in needs and is_split:
             facts = replace(facts, batch=self._whole(batch, facts, max_tokens))
@@ -76,9 +80,9 @@ class Scoring:
     ) -> tuple[Scores, ScoredGroups]:
         """Score groups that lie at `places` of the batch; `module` is the policy inside a wrapper for many devices."""
         scores = (module or self.policy)(groups, statistics=statistics)
-        reference_PK = None
-        if self.reference is not None and self.spec.reference:
-            reference_PK = self.reference.logps(groups, scores.logps_PK)
+        reference_PK, reference = None, self._reference_at(facts.visit)
+        if reference is not None and self.spec.reference:
+            reference_PK = reference.logps(groups, scores.logps_PK)
         scored = to_scored_groups(groups, scores, reference_PK, facts.mismatched_kl)
         return scores, self._with_facts(scored, groups, facts, places)
 
@@ -91,7 +95,29 @@ class Scoring:
         if self.spec.state is not None and sums:
             self.state = self.spec.state.advance(self.state, sums, **self.settings)
 
+    def follow(self, step: int) -> None:
+        """Let a reference that moves take up the policy's weights after a step, where its rule says so."""
+        if self.moving_reference is not None:
+            self.moving_reference.follow(step)
+
+    def what_moves(self) -> dict[str, Tensor]:
+        """Return every tensor, besides the policy's own, that moves with the steps: for a checkpoint."""
+        reference = self.moving_reference.weights if self.moving_reference is not None else {}
+        return self.state | {f"{_REFERENCE}{name}": tensor for name, tensor in reference.items()}
+
+    def take_up(self, moved: dict[str, Tensor]) -> None:
+        """Put what a checkpoint held in place."""
+        self.state = {name: tensor for name, tensor in moved.items() if not name.startswith(_REFERENCE)}
+        if self.moving_reference is not None:
+            self.moving_reference.restore(
+                {name.removeprefix(_REFERENCE): tensor for name, tensor in moved.items() if name not in self.state}
+            )
+
     # -- parts -------------------------------------------------------------------------------------------------------
+
+    def _reference_at(self, visit: int) -> Reference | None:
+        # held-out groups are compared with the start throughout, so that evaluations of one run can be compared
+        return self.moving_reference if self.moving_reference is not None and visit >= 0 else self.reference
 
     def _with_facts(
         self, scored: ScoredGroups, groups: Sequence[TokenGroup], facts: BatchFacts, places: Sequence[int] | None
@@ -100,6 +126,10 @@ class Scoring:
         if Need.DRAWS in self.spec.needs:
             seeds = [_draw_seed(self.seed, facts.visit, group.index) for group in groups]
             more["draw_seed_P"] = torch.tensor(seeds, device=device)
+        if Need.VOTES in self.spec.needs | self.spec.reads:
+            more["votes"] = self.populations.votes_of(groups, device)
+        if Need.STRATA in self.spec.needs | self.spec.reads:
+            more |= self.populations.strata_of(groups, scored.policy_logps_PK)
         if self.spec.state is not None:
             more["state"] = {name: value.to(device) for name, value in self.state.items()}
         if Need.BATCH in self.spec.needs:
@@ -123,28 +153,48 @@ class Scoring:
         return _moved(_mapped(joined, lambda x: x[order] if x.ndim else x), "to", self.policy.device)
 
     @torch.no_grad()
-    def _mismatched_kl(self, batch: Sequence[TokenGroup], max_tokens: int) -> Tensor:
+    def _mismatched_kl(self, batch: Sequence[TokenGroup], max_tokens: int, visit: int) -> Tensor:
         """Estimate KL(policy ‖ reference), nats ≥ 0, from prompts joined with another prompt's response."""
-        assert self.reference is not None
+        reference = self._reference_at(visit)
+        assert reference is not None
         rank, world = self.share
         sums: list[tuple[float, int]] = []
         pairs = mismatched_groups(batch)
         for part in micro_batches(pairs, max_tokens, layout=self.policy.layout)[rank::world]:
             groups = [pairs[index] for index in part]
             logps_PK = self.policy.score(groups).logps_PK
-            log_ratio_PK = logps_PK - self.reference.logps(groups, logps_PK, keep=False)
+            log_ratio_PK = logps_PK - reference.logps(groups, logps_PK, keep=False)
             sums.append((float(log_ratio_PK.cpu().double().sum()), len(groups)))
         joined = self.gather(sums)
         mean = sum(value for value, _ in joined) / max(1, sum(count for _, count in joined))
         return torch.tensor(max(0.0, mean), device=self.policy.device)
 
 
-def start_state(spec: ObjectiveSpec, settings: dict[str, Any], groups: Sequence[TokenGroup]) -> dict[str, Tensor]:
-    """Return the state an objective starts with on these groups; empty where it has none."""
+def start_state(spec: ObjectiveSpec, settings: dict[str, Any], populations: Populations) -> dict[str, Tensor]:
+    """Return the state an objective starts with for these judges and strata; empty where it has none."""
     if spec.state is None:
         return {}
-    judges = {judgement.judge for group in groups for judgement in group.judgements}
-    return spec.state.start(num_judges=len(judges), num_strata=1, **settings)
+    return spec.state.start(num_judges=len(populations.judges), num_strata=len(populations.strata), **settings)
+
+
+MAX_REPORTED_ENTRIES = 32
+
+
+def describe_state(spec: ObjectiveSpec, state: dict[str, Tensor], populations: Populations) -> dict[str, float]:
+    """Return the numbers of an objective's state by name, `state/reliability/<judge>`; a larger tensor is left out."""
+    if spec.state is None:
+        return {}
+    names = {"judge": populations.judges, "stratum": populations.strata}
+    found: dict[str, float] = {}
+    for key, value in state.items():
+        if value.ndim == 0:
+            found[f"state/{key}"] = value.item()
+        elif value.numel() <= MAX_REPORTED_ENTRIES:
+            given = names.get(spec.state.entries.get(key, ""), ())
+            entries = value.flatten().tolist()
+            labels = given if len(given) == len(entries) else range(len(entries))
+            found |= {f"state/{key}/{label}": entry for label, entry in zip(labels, entries, strict=True)}
+    return found
 
 
 def add_state_sums(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -23,10 +23,11 @@ ALLOWED: dict[str, set[str]] = {
     "store": {"errors", "durable"},
     "tracking": {"errors", "store"},
     "terminal": {"claims", "objectives"},
+    "diagnostics": {"errors", "groups"},
     "evaluation": {"errors", "records", "durable", "store"},
     "policy": {"errors", "records", "data", "groups"},
     "certify": {"errors", "claims", "records", "data", "policy"},
-    "run": {"config", "data", "errors", "evaluation", "groups", "objectives", "policy", "records", "store"},
+    "run": {"config", "data", "diagnostics", "errors", "evaluation", "groups", "objectives", "policy", "records", "store"},
     "train": {"config", "data", "errors", "objectives", "policy", "run", "store", "tracking"},
     "alignment": {
         "config", "errors", "evaluation", "objectives", "policy", "records", "run", "store", "tracking", "train",
@@ -38,7 +39,8 @@ ALLOWED["accord"] = EVERYTHING - {"lab", "terminal"}  # the public names, import
 ALLOWED["cli"] = EVERYTHING  # and nobody imports cli
 
 OBJECTIVES_MAY_IMPORT = {
-    "__future__", "annotated_types", "collections", "dataclasses", "enum", "functools", "inspect", "jaxtyping", "math",
+    "__future__", "annotated_types", "ast", "collections", "dataclasses", "enum", "functools", "inspect", "itertools",
+    "jaxtyping", "math",
     "torch", "typing",
 }  # fmt: skip
 LIGHT = {

@@ -56,6 +56,25 @@ def test_a_healthy_run_and_an_empty_one_get_no_warning() -> None:
         ),
         (change(rewards__chosen=lambda step: -0.04 * step), "less likely than under the reference"),
         (change(statistics__entropy=lambda step: 2.0 - 0.06 * step), r"from 1\.97 to 0\.89 nats"),
+        (
+            change(
+                eval__statistics__topk_entropy=lambda step: 1.0 - 0.01 * abs(step - 8),
+                eval__logps__chosen=lambda step: -20.0 - step,
+            ),
+            r"Top-k entropy peaked at step 8 \(1\) and has fallen to 0\.89",
+        ),
+        (
+            change(
+                eval__statistics__topk_mass=lambda step: 0.9 - 0.02 * abs(step - 8),
+                eval__logps__chosen=lambda step: -20.0 - step,
+            ),
+            r"Top-k mass peaked at step 8 \(0\.9\) and has shrunk to 0\.68",
+        ),
+        (
+            change(eval__gradients__chosen_falls=lambda step: 0.4, eval__gradients__chosen_falls_low=lambda step: 0.3),
+            r"40% of the held-out pairs",
+        ),
+        (change(eval__length__sampled=lambda step: 10.0 + step), r"from 10\.0 to 29\.0 tokens"),
     ],
 )
 def test_each_metric_rule_fires_alone(records: list[dict[str, Any]], words: str) -> None:
@@ -76,4 +95,4 @@ def test_each_summary_rule_fires_alone(summary: dict[str, Any], words: str) -> N
 
 
 def test_every_rule_is_tested_here() -> None:
-    assert (len(METRIC_RULES), len(SUMMARY_RULES)) == (5, 2)
+    assert (len(METRIC_RULES), len(SUMMARY_RULES)) == (8, 2)

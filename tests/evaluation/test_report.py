@@ -65,7 +65,7 @@ def test_an_align_run_shows_its_evaluation_curves_and_settings(tmp_path: Path) -
     assert "62.5 %" in page.text
     assert "95 % interval 58.5 to 66.5" in page.text
     assert page.tags.count("h1") == 1
-    assert page.tags.count("svg") == 4  # loss, accuracy, learning rate, margins of single pairs
+    assert page.tags.count("svg") == 5  # loss, accuracy, ranking accuracy, learning rate, margins of single pairs
     for words in ("my-run", "models/tiny", "dpo", "beta", "1\u202f234", "3 are empty.", "50 s"):
         assert words in page.text, words
     assert html.count("<li>") == 1  # one warning, and the status is none: the run is finished

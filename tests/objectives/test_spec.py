@@ -13,7 +13,7 @@ import pytest
 from pydantic import ConfigDict, ValidationError, create_model
 
 from accord.objectives import OBJECTIVES, methods_table
-from accord.objectives.pairwise.logistic import ipo
+from accord.objectives.pairwise.targets import ipo
 
 DOCS = Path(__file__).parents[2] / "docs" / "objectives"
 rows = pytest.mark.parametrize(("name", "spec"), OBJECTIVES.items(), ids=list(OBJECTIVES))

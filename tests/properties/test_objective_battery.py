@@ -4,6 +4,7 @@ A new row is checked without touching this file. The groups hold whatever the ro
 padding slots, ties, unjudged responses.
 """
 
+from contextlib import nullcontext
 from dataclasses import fields, is_dataclass, replace
 from typing import get_args
 
@@ -13,16 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accord.groups import ScoredGroups, concatenate_groups
-from accord.lab.row_checks import at_reference, leaves, random_groups, with_leaves
+from accord.lab.row_checks import HeldConstants, at_reference, leaves, random_groups, with_leaves
 from accord.objectives import OBJECTIVES, Need
 
 
 def settings_to_try(name: str) -> list[dict]:
-    """Return the defaults, every other choice of a Literal and another value inside the bounds of every number."""
+    """Return the defaults, every other choice of a Literal or flag, another value inside the bounds of every number."""
     changed: list[dict] = [{}]
     for key, parameter in OBJECTIVES[name].settings().items():
         if isinstance(parameter.default, float):
             changed.append({key: 1.5 * parameter.default or 0.2})
+        if isinstance(parameter.default, bool):
+            changed.append({key: not parameter.default})
+        elif isinstance(parameter.default, int):
+            changed.append({key: parameter.default + 1})
         changed += [{key: choice} for choice in get_args(parameter.annotation) if isinstance(choice, str)]
     return changed
 
@@ -133,8 +138,14 @@ def test_a_shift_of_all_log_ratios_is_invisible_exactly_where_claimed(name, chan
 def test_gradient_equals_finite_differences(name, changed, seed):
     spec, groups = OBJECTIVES[name], groups_for(name, seed, num_prompts=2, num_responses=3)
     at = leaves(groups)
+    constants = HeldConstants() if spec.has_stop_gradient else nullcontext()
+
+    def loss(*values: torch.Tensor) -> torch.Tensor:
+        with constants:
+            return spec.fn(with_leaves(groups, dict(zip(at, values, strict=True))), **changed).loss_P
+
     assert torch.autograd.gradcheck(
-        lambda *values: spec.fn(with_leaves(groups, dict(zip(at, values, strict=True))), **changed).loss_P,
+        loss,
         tuple(value.requires_grad_() for value in at.values()),
         eps=1e-6,
         atol=1e-5,

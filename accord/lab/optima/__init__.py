@@ -10,16 +10,47 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from accord.claims import Claim
-from accord.lab.optima import likelihood, pairwise, pointwise
+from accord.lab.optima import (
+    likelihood,
+    listwise,
+    logic,
+    pairwise,
+    pairwise_links,
+    pointwise,
+    reference_free,
+    references,
+    reward_model,
+    sampled,
+    token_level,
+)
 from accord.lab.row_checks import gradient_claims, initial_loss_claims
 from accord.objectives import OBJECTIVES
 
-CLAIMS: dict[str, Callable[[], Iterator[Claim]]] = {**likelihood.CLAIMS, **pairwise.CLAIMS, **pointwise.CLAIMS}
+CLAIMS: dict[str, Callable[[], Iterator[Claim]]] = {
+    **likelihood.CLAIMS,
+    **pairwise.CLAIMS,
+    **pairwise_links.CLAIMS,
+    **reference_free.CLAIMS,
+    **pointwise.CLAIMS,
+    **listwise.CLAIMS,
+    **sampled.CLAIMS,
+    **reward_model.CLAIMS,
+    **token_level.CLAIMS,
+    **logic.CLAIMS,
+}
+
+OUTER: dict[str, Callable[[], Iterator[Claim]]] = {**references.CLAIMS}
+"""Claims of what is no row: subject → generator."""
 
 
 def objective_claims() -> list[Claim]:
-    """Return the claims of every row of `OBJECTIVES`, in its order."""
-    return [claim for name in OBJECTIVES for claim in claims_of(name)]
+    """Return the claims of every row of `OBJECTIVES`, in its order, then those of what is around a row."""
+    return [*(claim for name in OBJECTIVES for claim in claims_of(name)), *outer_claims()]
+
+
+def outer_claims() -> list[Claim]:
+    """Return the claims of references that move, outer loops and soups; each name starts with its subject."""
+    return [replace(claim, name=f"{name}: {claim.name}") for name, claims in OUTER.items() for claim in claims()]
 
 
 def claims_of(name: str) -> list[Claim]:

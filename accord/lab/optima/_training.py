@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -50,6 +51,14 @@ def train_on_pairs(
         lambda groups: OBJECTIVES[objective].fn(groups, **settings),
     )
     return policy
+
+
+def with_strengths(population: Population, strength_PG: Float[Tensor, "P G"]) -> Population:
+    """Return `comparisons` that say how much better the first of each pair is, one row of pairs per prompt."""
+    groups = population.groups
+    strength_PKK = torch.zeros(len(population.weight_G), 2, 2, dtype=strength_PG.dtype)
+    strength_PKK[:, 0, 1] = strength_PG.flatten()
+    return replace(population, groups=replace(groups, strength_PKK=strength_PKK))
 
 
 def log_ratio(world: EnumerableWorld, policy: Policy) -> Float[Tensor, "P K"]:

@@ -1,6 +1,13 @@
 """Objectives of judged pairs, one file per kind of score and link; their rows together."""
 
-from accord.objectives.pairwise import logistic
+from accord.objectives.pairwise import anchored, divergence, imitation, logistic, reference_free, targets
 from accord.objectives.spec import ObjectiveSpec
 
-ROWS: dict[str, ObjectiveSpec] = {**logistic.ROWS}
+ROWS: dict[str, ObjectiveSpec] = {
+    **logistic.ROWS,
+    **targets.ROWS,
+    **imitation.ROWS,
+    **divergence.ROWS,
+    **anchored.ROWS,
+    **reference_free.ROWS,
+}

@@ -1,0 +1,1 @@
+"""What preference training does besides lowering its loss: rankings, gradients of a pair, the price of distance."""
