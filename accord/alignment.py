@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,15 +15,24 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from accord.config import BFLOAT16_IS_TOO_COARSE, AlignConfig, build_config, default_lr, flatten, idle_keys
-from accord.errors import AccordError, ConfigError, DataError, StoreError
+from accord.config import (
+    BFLOAT16_IS_TOO_COARSE,
+    AlignConfig,
+    build_config,
+    default_lr,
+    flatten,
+    idle_keys,
+    settle_reward_model,
+)
+from accord.errors import AccordError, ConfigError, DataError, PolicyError, StoreError
 from accord.evaluation.report import write_report
-from accord.objectives import OBJECTIVES, Need, ObjectiveSpec
-from accord.policy.load import hash_weights, load_policy
+from accord.objectives import Need, ObjectiveSpec
 from accord.policy.judgements import Populations
+from accord.policy.load import hash_weights, load_policy
 from accord.policy.policy import Policy
+from accord.policy.reward import Kind, RewardModel, load_reward
 from accord.records import Group
-from accord.run.data import DataFacts, check_needs, encode_run_data, hash_data, load_run_data
+from accord.run.data import DataFacts, check_needs, encode_run_data, hash_data, load_run_data, with_token_facts
 from accord.run.held_out import Evaluation
 from accord.run.plan import describe_plan, make_plan, memory_for, settle_layout
 from accord.run.reference import Origin, References, check_moves, is_asked_later, make_references, starts_at_base
@@ -85,7 +95,9 @@ def align(
         config = build_config(_with_places(settings, policy, groups))
     elif settings:
         raise ConfigError(f"got a config and also {', '.join(settings)} — give one or the other")
-    spec = OBJECTIVES[config.objective.name]
+    else:
+        config = settle_reward_model(config)
+    spec = config.objective.spec
     on_cpu = config.model.device == "cpu" or not torch.accelerator.is_available()
     accelerator = Accelerator(cpu=on_cpu, mixed_precision="no")  # model.precision says which
     out = config.out or f"runs/{config.objective.name}-{Path(config.model.path).name}"
@@ -94,24 +106,34 @@ def align(
     data = load_run_data(config, groups, eval_groups)
     check_needs(config.objective.name, spec, data)
     was_given = policy is not None
-    policy = _load_policy(config, accelerator) if policy is None else _check_given(policy, config)
+    policy = _load_policy(config, spec, accelerator) if policy is None else _check_given(policy, config, spec)
+    _check_size_counted(config, policy)
     config = _with_rate(config, spec, policy)
     train, held_out, report = encode_run_data(config, data, policy)
+    if isinstance(policy, RewardModel):
+        train, held_out = ([policy.sized(group) for group in part] for part in (train, held_out))
     hashes = {"data_hash": hash_data(data, train, held_out)}
     with memory_for("checking the layout and the reference"):
         settle_layout(policy, train)
         hashes["weights_hash"] = start_hash = hash_weights(policy, base_only=policy.has_adapters)
         keep = is_asked_later(config, spec, is_resumed=was_given and resume)
-        origin = Origin(policy, config, start_hash, keep=keep and (was_given or Need.MISMATCHED_KL in spec.needs))
+        asks_often = {Need.MISMATCHED_KL, Need.POSITION_KL} & spec.needs
+        origin = Origin(policy, config, start_hash, keep=keep and (was_given or bool(asks_often)))
         references = make_references(config, spec, policy, origin, train)
+    if not dry_run:
+        with memory_for("asking further models about tokens"):
+            train, held_out = with_token_facts(config, spec, policy, train, held_out)
     is_at_base = starts_at_base(policy)
+    starts_at_known_loss = spec.reference and config.reference.is_own_start and is_at_base
+    if isinstance(policy, RewardModel):
+        starts_at_known_loss = policy.starts_at_zero
     populations = Populations.of([*train, *held_out])
     loop = Loop(
         policy=policy, groups=train, eval_groups=held_out, spec=spec, objective_settings=config.objective.settings,
         reference=references.fixed, moving_reference=references.moving, settings=config.train,
         evaluation=config.evaluate, accelerator=accelerator, progress=progress,
         objective_state=start_state(spec, config.objective.settings, populations), populations=populations,
-        starts_at_reference=config.reference.is_own_start and is_at_base,
+        starts_at_reference=starts_at_known_loss,
     )  # fmt: skip
     check_moves(config, loop.num_steps)
     origin.is_untouched = lambda: loop.state.step == 0
@@ -119,9 +141,7 @@ def align(
         plan = make_plan(
             policy, train, held_out,
             num_steps=loop.num_steps, lr=loop.rate, batch_at=loop.batch_at,
-            to_reference=references.to_score(train, held_out, map(loop.batch_at, range(loop.num_steps)))
-            if references.fixed is not None and spec.reference
-            else [],
+            to_reference=references.to_score(train, held_out, map(loop.batch_at, range(loop.num_steps))),
             reference_bytes=references.num_bytes,
         )  # fmt: skip
     announce(f"{report.text}\n{describe_plan(plan)}")
@@ -219,12 +239,12 @@ def _with_places(settings: Mapping[str, Any], policy: Policy | None, groups: Seq
     return named
 
 
-def _load_policy(config: AlignConfig, accelerator: Accelerator) -> Policy:
+def _load_policy(config: AlignConfig, spec: ObjectiveSpec, accelerator: Accelerator) -> Policy:
     model = config.model
     device = model.device if model.device is not None and accelerator.num_processes == 1 else accelerator.device
     with torch.random.fork_rng():  # adapters start from random numbers
         torch.manual_seed(config.train.seed)
-        return load_policy(
+        return _loader(spec)(
             model.path, precision=model.precision, device=device, lora_rank=model.lora_rank,
             lora_alpha=model.lora_alpha, lora_targets=model.lora_targets,
             gradient_checkpointing=model.gradient_checkpointing, compile=model.compile, revision=model.revision,
@@ -232,8 +252,23 @@ def _load_policy(config: AlignConfig, accelerator: Accelerator) -> Policy:
         )  # fmt: skip
 
 
-def _check_given(policy: Policy, config: AlignConfig) -> Policy:
-    """Return the policy; raise ConfigError beside settings for loading one, and for too coarse a precision."""
+def _loader(spec: ObjectiveSpec) -> Callable[..., Policy]:
+    return partial(load_reward, kind=_kind(spec)) if spec.family == "reward_model" else load_policy
+
+
+def _kind(spec: ObjectiveSpec) -> Kind:
+    return "pair" if Need.PAIR_SCORES in spec.needs else "response"
+
+
+def _check_given(policy: Policy, config: AlignConfig, spec: ObjectiveSpec) -> Policy:
+    """Return the policy; raise ConfigError beside settings for loading one, and for too coarse a precision.
+
+    Raises PolicyError for a language model where the objective trains a reward model, and the reverse.
+    """
+    given = f"a reward model that scores each {policy.kind}" if isinstance(policy, RewardModel) else "a language model"
+    wanted = f"a reward model that scores each {_kind(spec)}" if spec.family == "reward_model" else "a language model"
+    if given != wanted:
+        raise PolicyError(f"got {given} to train with {config.objective.name} — expected {wanted}")
     keys = [key for key in type(config.model).model_fields if key not in ("path", "device")]
     if idle := idle_keys(config.model, "model", keys):
         raise ConfigError(
@@ -245,11 +280,23 @@ def _check_given(policy: Policy, config: AlignConfig) -> Policy:
     return policy
 
 
+def _check_size_counted(config: AlignConfig, policy: Policy) -> None:
+    """Raise ConfigError where the size of adapters is to count and there are none."""
+    if config.train.l1 and not policy.has_adapters:
+        raise ConfigError(
+            f"got train.l1={config.train.l1:g} without adapters, whose size it counts — set model.lora_rank, "
+            "or leave it out"
+        )
+
+
 def _with_rate(config: AlignConfig, spec: ObjectiveSpec, policy: Policy) -> AlignConfig:
     """Put the learning rate in place where the settings leave it open, so that config.yaml names it."""
     if config.train.lr is not None:
         return config
-    lr = default_lr(learns_from_demonstrations=not spec.needs, has_adapters=policy.has_adapters)
+    lr = default_lr(
+        learns_from_demonstrations=not spec.needs, has_adapters=policy.has_adapters,
+        trains_reward_model=spec.family == "reward_model",
+    )  # fmt: skip
     return config.model_copy(update={"train": config.train.model_copy(update={"lr": lr})})
 
 

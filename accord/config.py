@@ -9,13 +9,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from accord.errors import ConfigError
+
+if TYPE_CHECKING:
+    from accord.objectives import ObjectiveSpec
 
 Fraction = Annotated[float, Ge(0), Le(1)]
 PositiveInt = Annotated[int, Gt(0)]
@@ -59,9 +62,16 @@ class DataConfig(Section):
     on_identical: Literal["drop", "keep", "error"] = "drop"
     on_prompt_mismatch: Literal["drop", "split", "error"] = "drop"
     stratum: str = Field(
-        default="stratum", min_length=1,
-        description="column that names a row's population, for objectives that weigh populations; judge = who judged it",
-    )  # fmt: skip
+        default="stratum", min_length=1, description="column that names a row's population; judge = who judged it"
+    )
+    relabel: Literal["none", "reward_conditioned"] = Field(
+        default="none", description="reward_conditioned: one group per rating, asked for in the prompt, that wins there"
+    )
+    goal: str | None = Field(default=None, description="words that ask for a rating, with {score} where it goes")
+    select: Literal["all", "isa", "random", "top"] = Field(
+        default="all", description="which groups to train on: informative ones, a random share, the clearest ones"
+    )
+    select_fraction: Annotated[float, Gt(0), Lt(1)] | None = Field(default=None, description="share of them")
 
 
 class TemplateConfig(Section):
@@ -84,6 +94,13 @@ class ObjectiveConfig(BaseModel):
     def settings(self) -> dict[str, Any]:
         """Return the given settings of the objective, defaults not filled in."""
         return dict(self.__pydantic_extra__ or {})
+
+    @property
+    def spec(self) -> ObjectiveSpec:
+        """The row that name and settings mean: one of `OBJECTIVES`, or the sum of several."""
+        from accord.objectives.combined import spec_of
+
+        return spec_of(self.name, self.settings)
 
 
 class ReferenceConfig(Section):
@@ -145,6 +162,14 @@ class ReferenceConfig(Section):
         return self
 
 
+class CriticalConfig(Section):
+    """Two further models, of right and of wrong answers, whose contrast says which tokens are mistakes (cDPO)."""
+
+    positive: str | None = Field(default=None, description="folder or Hub id of the model of right answers")
+    negative: str | None = Field(default=None, description="folder or Hub id of the model of wrong answers")
+    contrast: NonNegative = Field(default=1.0, description="b of softmax((1 + b) logits₊ − b logits₋)")
+
+
 class TrainConfig(Section):
     """The loop."""
 
@@ -155,11 +180,12 @@ class TrainConfig(Section):
     length_window: PositiveInt = Field(default=1, description="batches whose groups are sorted by length")
     lr: Annotated[float, Gt(0)] | None = Field(
         default=None,
-        description="highest learning rate of AdamW; None = 1e-6 (sft 2e-5), with adapters 1e-5 (sft 1e-4)",
+        description="highest learning rate of AdamW; None = 1e-6 (sft 2e-5, reward models 1e-5), adapters 1e-5 (1e-4)",
     )
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     warmup: Fraction = Field(default=0.1, description="share of the steps")
     weight_decay: NonNegative = 0.0
+    l1: NonNegative = Field(default=0.0, description="times Σ|s·B·A| of adapters, added to the loss (PAFT)")
     adam_beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
     adam_beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
     adam_eps: Annotated[float, Gt(0)] = 1e-8
@@ -212,6 +238,7 @@ class AlignConfig(Section):
     template: TemplateConfig = TemplateConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     reference: ReferenceConfig = ReferenceConfig()
+    critical: CriticalConfig = CriticalConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -231,6 +258,14 @@ class AlignConfig(Section):
             (
                 data.eval_path is not None and data.eval_fraction != _default(DataConfig, "eval_fraction"),
                 "data.eval_path and data.eval_fraction are both set: only one of them can say what is held out",
+            ),
+            (
+                data.goal is not None and data.relabel == "none",
+                "data.goal is set but data.relabel is none: no prompt asks for a rating",
+            ),
+            (
+                (data.select == "all") != (data.select_fraction is None),
+                "data.select and data.select_fraction only work together: which groups, and how many of them",
             ),
             (
                 not self.evaluate.num_samples
@@ -266,11 +301,14 @@ def idle_keys(section: Section, name: str, keys: Iterable[str]) -> list[str]:
     return [f"{name}.{key}" for key in keys if getattr(section, key) != _default(type(section), key)]
 
 
-def default_lr(*, learns_from_demonstrations: bool, has_adapters: bool) -> float:
+def default_lr(*, learns_from_demonstrations: bool, has_adapters: bool, trains_reward_model: bool = False) -> float:
     """Return the learning rate of a run that names none.
 
-    Preferences move a model that is already good: 1e-6, with adapters 1e-5. Demonstrations teach it: 2e-5 and 1e-4.
+    Preferences move a model that is already good: 1e-6, with adapters 1e-5. Demonstrations teach it: 2e-5 and 1e-4. A
+    reward model has a head to learn: 1e-5 and 1e-4.
     """
+    if trains_reward_model:
+        return 1e-4 if has_adapters else 1e-5
     if learns_from_demonstrations:
         return 1e-4 if has_adapters else 2e-5
     return 1e-5 if has_adapters else 1e-6
@@ -289,27 +327,52 @@ def build_config(settings: Mapping[str, Any]) -> AlignConfig:
     nested: dict[str, Any] = {}
     for key, value in flatten(settings):
         target = nested
-        *parents, leaf = SHORT.get(key, key).split(".")
+        is_empty_section = isinstance(value, Mapping)
+        *parents, leaf = (key if is_empty_section else SHORT.get(key, key)).split(".")
         for parent in parents:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
                 raise ConfigError(f"got {key} and also {parent}={target!r} — expected one of them")
-        target[leaf] = str(value) if isinstance(value, Path) else value
+        if is_empty_section:
+            target.setdefault(leaf, {})
+        else:
+            target[leaf] = str(value) if isinstance(value, Path) else value
     try:
         config = AlignConfig.model_validate(nested)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
     config = config.model_copy(update={"objective": validate_objective(config.objective)})
+    config = settle_reward_model(config)
     _refuse_unasked_reference(config)
+    _check_critical(config)
     _refuse_unasked_stratum(config)
     return config
 
 
-def _refuse_unasked_reference(config: AlignConfig) -> None:
-    from accord.objectives import OBJECTIVES
+def settle_reward_model(config: AlignConfig) -> AlignConfig:
+    """Return the settings with nothing sampled where a reward model is trained; refuse those that ask a language model.
 
+    A reward model writes no text and has no vocabulary and no reference.
+    """
+    if config.objective.spec.family != "reward_model":
+        return config
+    evaluate, given = config.evaluate, config.evaluate.model_fields_set
+    asked = idle_keys(config.train, "train", ["statistics"]) + idle_keys(
+        config.reference, "reference", ["path", "soup", "update"]
+    )
+    asked += idle_keys(evaluate, "evaluate", ["sample_tokens", "gradient_pairs"])
+    asked += ["evaluate.num_samples"] if evaluate.num_samples and "num_samples" in given else []
+    if asked:
+        raise ConfigError(
+            f"got {', '.join(asked)}, but {config.objective.name} trains a reward model, which writes no text and has "
+            "no reference — leave it out"
+        )
+    return config.model_copy(update={"evaluate": evaluate.model_copy(update={"num_samples": 0})})
+
+
+def _refuse_unasked_reference(config: AlignConfig) -> None:
     name, reference = config.objective.name, config.reference
-    if OBJECTIVES[name].reference:
+    if config.objective.spec.reference:
         return
     if reference.update != "none":
         raise ConfigError(
@@ -325,11 +388,26 @@ def _refuse_unasked_reference(config: AlignConfig) -> None:
 def _refuse_unasked_stratum(config: AlignConfig) -> None:
     from accord.objectives import OBJECTIVES, Need
 
-    if idle_keys(config.data, "data", ["stratum"]) and Need.STRATA not in OBJECTIVES[config.objective.name].needs:
+    if idle_keys(config.data, "data", ["stratum"]) and Need.STRATA not in config.objective.spec.needs:
         weighing = ", ".join(name for name, row in OBJECTIVES.items() if Need.STRATA in row.needs)
         raise ConfigError(
-            f"got data.stratum={config.data.stratum}, but {config.objective.name} weighs no populations — leave it out, "
-            f"or choose one of {weighing}"
+            f"got data.stratum={config.data.stratum}, but {config.objective.name} weighs no populations — "
+            f"leave it out, or choose one of {weighing}"
+        )
+
+
+def _check_critical(config: AlignConfig) -> None:
+    from accord.objectives import Need
+
+    name, critical = config.objective.name, config.critical
+    if Need.CRITICAL not in config.objective.spec.needs:
+        if idle := idle_keys(critical, "critical", type(critical).model_fields):
+            raise ConfigError(f"got {', '.join(idle)}, but {name} weighs no tokens by two models — leave it out")
+        return
+    if missing := [f"critical.{key}" for key in ("positive", "negative") if getattr(critical, key) is None]:
+        raise ConfigError(
+            f"{name} needs two further models, one of right and one of wrong answers, and {' and '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing — give each as a folder or Hub id"
         )
 
 
@@ -365,9 +443,9 @@ def _plain_value(text: str) -> Any:
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of nested settings."""
+    """Yield (dotted key, value) of nested settings; an empty section is yielded as such."""
     for key, value in settings.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -420,26 +498,60 @@ def _unknown(key: str, valid: list[str]) -> str:
 
 
 def validate_objective(given: ObjectiveConfig) -> ObjectiveConfig:
-    """Fill in and check an objective's settings against its signature."""
-    from accord.objectives import OBJECTIVES
+    """Fill in and check an objective's settings against its signature, those of a sum part by part."""
+    from accord.objectives.combined import SUM, spec_of
 
-    if given.name not in OBJECTIVES:
-        near = difflib.get_close_matches(given.name, OBJECTIVES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(OBJECTIVES))}"
-        raise ConfigError(f"got objective={given.name} — {hint} (`accord methods` lists them)")
-    parameters = OBJECTIVES[given.name].settings()
-    for key in given.settings:
-        if key not in parameters:
-            valid = ["objective.name", *(f"objective.{name}" for name in parameters)]
-            owners = [name for name, spec in OBJECTIVES.items() if key in spec.settings()]
-            also = f" ({', '.join(owners)} has {key})" if owners else ""
-            raise ConfigError(f"{_unknown(f'objective.{key}', valid)}; {given.name} does not use it{also}")
-    fields: dict[str, Any] = {name: (p.annotation, p.default) for name, p in parameters.items()}
-    model = create_model(f"{given.name}_settings", __config__=ConfigDict(extra="forbid"), **fields)
+    if given.name != SUM:
+        return ObjectiveConfig(name=given.name, **_objective_settings(given.name, given.settings, "objective"))
+    parts = given.settings.get("parts")
+    if not isinstance(parts, Mapping) or not parts or len(given.settings) > 1:
+        found = ", ".join(f"objective.{key}" for key in given.settings) or "no part"
+        raise ConfigError(
+            f"got objective=sum with {found} — expected only parts with their weights and settings, such as "
+            "objective.parts.dpo.weight=1 objective.parts.sft.weight=0.2"
+        )
+    for name, part in parts.items():
+        if part is not None and not isinstance(part, Mapping):
+            raise ConfigError(f"got objective.parts.{name}={part!r} — expected its settings, such as weight: 1.0")
+    settled = {name: _objective_settings(name, part or {}, f"objective.parts.{name}") for name, part in parts.items()}
     try:
-        settings = model.model_validate(given.settings).model_dump()
+        spec_of(SUM, {"parts": settled})
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return ObjectiveConfig(name=SUM, **{"parts": settled})
+
+
+def _objective_settings(name: str, given: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the settings of one row, filled in and checked; as a part of a sum it has a weight besides."""
+    from accord.objectives import OBJECTIVES
+    from accord.objectives.combined import SUM
+
+    is_part = prefix != "objective"
+    if name not in OBJECTIVES:
+        known = [*OBJECTIVES] if is_part else [*OBJECTIVES, SUM]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
+        raise ConfigError(f"got {prefix if is_part else f'objective={name}'} — {hint} (`accord methods` lists them)")
+    spec = OBJECTIVES[name]
+    fields: dict[str, Any] = {key: (p.annotation, p.default) for key, p in spec.settings().items()}
+    if is_part:
+        fields = {"weight": (Annotated[float, Gt(0)], 1.0)} | fields
+    for key in given:
+        if key not in fields:
+            valid = [*([] if is_part else ["objective.name"]), *(f"{prefix}.{field}" for field in fields)]
+            owners = [other for other, row in OBJECTIVES.items() if key in row.settings()]
+            owners += [SUM] if key == "parts" else []
+            also = f" ({', '.join(owners)} has {key})" if owners else ""
+            raise ConfigError(f"{_unknown(f'{prefix}.{key}', valid)}; {name} does not use it{also}")
+    model = create_model(f"{name}_settings", __config__=ConfigDict(extra="forbid"), **fields)
+    try:
+        settings = model.model_validate(dict(given)).model_dump()
+        if spec.check is not None:
+            spec.check(**{key: value for key, value in settings.items() if key != "weight" or not is_part})
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
-        raise ConfigError(f"got objective.{key}={problem['input']!r} — {problem['msg']}") from None
-    return ObjectiveConfig(name=given.name, **settings)
+        raise ConfigError(f"got {prefix}.{key}={problem['input']!r} — {problem['msg']}") from None
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    return settings

@@ -6,6 +6,7 @@ a thumbs-up is a group of one and one `Label`. Responses are referred to by thei
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -53,10 +54,25 @@ class Response:
     finish_reason: FinishReason = FinishReason.UNKNOWN
     behaviour_logps: tuple[float, ...] | None = None  # nats per token, of the distribution actually sampled from
     source: str | None = None  # who wrote it: a policy's name, a person, "human"
+    token_weights: tuple[float, ...] | None = None  # ≥ 0, one per token of token_ids: how much each one matters
 
     def __post_init__(self) -> None:
         if self.content is None and self.token_ids is None:
             raise ValueError("a Response needs content or token_ids; got neither")
+        if self.token_weights is not None:
+            self._check_weights(self.token_weights)
+
+    def _check_weights(self, weights: tuple[float, ...]) -> None:
+        if self.token_ids is None:
+            raise ValueError(
+                f"got {len(weights)} token_weights and no token_ids — expected both: a weight belongs to a token, and "
+                "which tokens a text becomes depends on the tokenizer; give the response as token_ids"
+            )
+        if len(weights) != len(self.token_ids):
+            raise ValueError(f"got {len(weights)} token_weights for {len(self.token_ids)} token_ids — expected as many")
+        wrong = [weight for weight in weights if not (math.isfinite(weight) and weight >= 0)]
+        if wrong:
+            raise ValueError(f"got the token weight {wrong[0]} — expected finite numbers ≥ 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

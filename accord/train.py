@@ -30,6 +30,7 @@ from accord.data.tokens import TokenGroup
 from accord.errors import TrainingError
 from accord.objectives import ObjectiveSpec
 from accord.policy.judgements import Populations
+from accord.policy.merge import add_l1_gradient
 from accord.policy.moving_reference import MovingReference
 from accord.policy.policy import Policy
 from accord.policy.reference import Reference
@@ -38,6 +39,7 @@ from accord.run.held_out import INDICATORS, Evaluation, evaluate
 from accord.run.loop_state import LoopResult, LoopState, Passed
 from accord.run.metrics import Sums, add_up, example_rows, means, measure
 from accord.run.plan import is_out_of_memory, schedule_factor
+from accord.run.predictions import predict, prediction_sums, with_predictions
 from accord.run.scored import BatchFacts, Scoring, add_state_sums, describe_state
 from accord.store import RunFolder
 from accord.tracking import Tracker
@@ -62,9 +64,9 @@ class Loop:
     run: RunFolder | None = None
     tracker: Tracker | None = None
     progress: Callable[[int, int, dict[str, float]], None] = lambda step, total, metrics: None
-    starts_at_reference: bool = False
+    starts_at_reference: bool = False  # or, a reward model, with a head of zeros
     objective_state: dict[str, Tensor] = field(default_factory=dict)  # at the start
-    populations: Populations = Populations()  # judges and strata of all groups
+    populations: Populations = field(default_factory=Populations)  # judges and strata of all groups
     moving_reference: MovingReference | None = None  # asked in training instead of `reference`, where it began
 
     def __post_init__(self) -> None:
@@ -260,21 +262,24 @@ class Loop:
         result = self.scoring.result(scored)
         loss = result.loss_P.sum()
         if not loss.requires_grad:
-            loss = loss + 0.0 * scores.logps_PK.sum()  # no usable judgement here
+            loss = loss + 0.0 * scores.graded_PK.sum()  # no usable judgement here
         self.accelerator.backward(loss if counts else loss * 0.0)
-        metrics = measure(scored, result, scores)
+        predicted = predict(self.spec.needs, scored)
+        metrics = measure(scored, result, scores) | prediction_sums(self.spec.needs, predicted)
         metrics["groups/skipped"] = (float((~result.is_counted_P).sum()), float(len(part)))
-        rows = example_rows(part, scored, result, step=self.state.step + 1)
+        rows = with_predictions(example_rows(part, scored, result, step=self.state.step + 1), predicted)
         return Passed(metrics, rows, {name: value.detach() for name, value in result.state_sums.items()})
 
     def _finish_gradients(self, sums: Sums, batch: list[TokenGroup], rows: list[dict[str, Any]]) -> float:
         """Divide by the global count and clip, in one pass over the gradients; return the norm before clipping."""
         total, count = sums.get("loss", (0.0, 0.0))
-        grads = [p.grad for p in self._trained if p.grad is not None]
-        if not count or not grads:
+        if not count or all(p.grad is None for p in self._trained):
             return 0.0
         # wrappers for several processes average what each summed
         scale = self.accelerator.num_processes / count
+        if self.settings.l1:
+            sums["adapters/l1"] = (add_l1_gradient(self.policy, self.settings.l1 / scale), 1.0)
+        grads = [p.grad for p in self._trained if p.grad is not None]
         norm = float(nn.utils.get_total_norm(grads)) * scale
         if not (math.isfinite(total) and math.isfinite(norm)):
             self._stop_at_bad_batch(batch, rows, f"loss {total / count}, gradient norm {norm}")
@@ -309,11 +314,11 @@ class Loop:
 
     def _check_start(self, sums: Sums, rows: list[dict[str, Any]]) -> None:
         """At the first step, where policy = reference: every log-ratio 0, the loss its known value; else stop."""
-        if self.state.step != 0 or not self.starts_at_reference or not self.spec.reference:
+        if self.state.step != 0 or not self.starts_at_reference:
             return
         is_low = self.policy.autocast is not None or next(self.policy.parameters()).dtype != torch.float32
         tolerance = 5e-2 if is_low else 1e-3  # nats per token
-        for row in rows:
+        for row in rows if self.spec.reference else ():
             for ours, theirs, count in zip(row["policy_logps"], row["reference_logps"], row["num_tokens"], strict=True):
                 if abs(ours - theirs) > tolerance * max(1, count):
                     raise TrainingError(

@@ -79,6 +79,15 @@ def methods_rows() -> Iterator[str]:
         yield f"| {link} | {row['family']} | {reads} | {reference} | {defaults} | {row['proof']} | {row['paper']} |"
 
 
+def family_rows() -> Iterator[str]:
+    """Yield the methods by family, with links relative to the root: a table short enough for the README."""
+    yield "| family | methods |"
+    yield "|---|---|"
+    for family in dict.fromkeys(spec.family for spec in OBJECTIVES.values()):
+        names = [f"[`{name}`](docs/objectives/{name}.md)" for name, spec in OBJECTIVES.items() if spec.family == family]
+        yield f"| {family.replace('_', ' ')} | {', '.join(names)} |"
+
+
 def readme() -> str:
     """Return README.md with a fresh table of methods."""
     text = (ROOT / "README.md").read_text("utf-8")
@@ -86,7 +95,7 @@ def readme() -> str:
     _, found, after = rest.partition(END)
     if not found:
         raise ValueError(f"README.md has no {BEGIN} … {END}")
-    table = "\n".join(methods_rows()).replace("(objectives/", "(docs/objectives/")
+    table = "\n".join(family_rows())
     return f"{before}{BEGIN}\n{table}\n{END}{after}"
 
 
@@ -169,6 +178,8 @@ def _values(annotation: Any) -> str:
         return f"{_values(args[0])} {bounds}".strip()
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in args)
+    if origin is list:
+        return f"list of {_values(args[0])}"
     if args:  # a union
         return " or ".join(_values(part) for part in args)
     words = {float: "number", int: "whole number", bool: "`true`, `false`", str: "text", type(None): "`null`"}

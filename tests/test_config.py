@@ -113,6 +113,53 @@ def test_the_resolved_settings_build_the_same_settings():
     assert build_config(again) == config
 
 
+SUM = {"objective.name": "sum"}
+
+
+def test_the_parts_of_a_sum_are_filled_in_and_written_back():
+    config = build_config(HERE | SUM | {"objective.parts.dpo.beta": "2e-1", "objective.parts.sft.weight": 0.2})
+    parts = {
+        "dpo": {"weight": 1.0} | OBJECTIVES["dpo"].defaults() | {"beta": 0.2},
+        "sft": {"weight": 0.2} | OBJECTIVES["sft"].defaults(),
+    }
+    assert config.objective.settings == {"parts": parts}
+    assert list(config.objective.settings["parts"]) == ["dpo", "sft"]  # the first says the implicit reward
+    again = yaml.safe_load(yaml.safe_dump(config.to_dict(), sort_keys=False))
+    assert build_config(again) == config
+    nested = {"objective": {"name": "sum", "parts": {"dpo": {"beta": 0.2}, "sft": {"weight": 0.2}}}}
+    assert build_config(HERE | nested) == config
+
+
+@pytest.mark.parametrize("bare", [{}, None])
+def test_a_part_of_a_sum_without_settings_is_not_lost(bare: object):
+    config = build_config(HERE | {"objective": {"name": "sum", "parts": {"dpo": bare, "sft": {"weight": 0.2}}}})
+    assert config.objective.settings["parts"]["dpo"] == {"weight": 1.0} | OBJECTIVES["dpo"].defaults()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (SUM, "no part"),
+        (SUM | {"objective.parts": 3}, "expected only parts"),
+        (SUM | {"objective.parts.dpo": 3}, "objective.parts.dpo=3"),
+        (SUM | {"objective.beta": 0.1, "objective.parts.dpo.beta": 0.1}, "objective.beta.*expected only parts"),
+        (SUM | {"objective.parts.dpoo.beta": 0.1}, "objective.parts.dpoo — did you mean dpo"),
+        (SUM | {"objective.parts.sum.weight": 1}, "objective.parts.sum"),
+        (SUM | {"objective.parts.dpo.bta": 0.1}, r"did you mean objective\.parts\.dpo\.beta"),
+        (SUM | {"objective.parts.ipo.beta": 0.1}, r"setting objective\.parts\.ipo\.beta.*ipo does not use it.*dpo"),
+        (SUM | {"objective.parts.dpo.weight": 0}, r"objective\.parts\.dpo\.weight=0"),
+        (SUM | {"objective.parts.dpo.beta": -1}, r"objective\.parts\.dpo\.beta=-1"),
+        ({"objective": "dpo", "objective.parts.sft.weight": 1}, "objective.parts.*sum has parts"),
+        ({"objective": "summ"}, "did you mean sum"),
+        ({"objective": "bco", "objective.min_density": 0.1}, "density_weights is not"),
+        ({"objective": "rpo_relative", "objective.own_weight": 0.1}, "only weighting=diagonal reads it"),
+    ],
+)  # fmt: skip
+def test_a_sum_that_cannot_be_meant_is_refused(settings: dict[str, Any], says: str):
+    with pytest.raises(ConfigError, match=says):
+        build_config(HERE | settings)
+
+
 # -- nothing is written down in vain -----------------------------------------------------------------------------------
 
 
@@ -144,11 +191,10 @@ def test_every_recipe_runs(path: Path, tmp_path: Path):
     result = run(data, tmp_path / "out", model=str(BASE), **settings | {"train.batch_size": 4})
     assert len([line for line in metrics_of(result) if "loss" in line]) == 2
     assert result.run is not None
-    kept = result.run.read_config()
+    kept = dict(flatten(result.run.read_config()))
     for key, value in settings.items():
-        section, name = key.split(".")
         if key != "train.batch_size":
-            assert kept[section][name] == value
+            assert kept[key] == value
 
 
 def test_a_recipe_that_is_none(tmp_path: Path):

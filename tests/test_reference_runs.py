@@ -32,8 +32,8 @@ from accord.policy.load import load_policy
 from accord.store import RunFolder
 
 SIX_STEPS: dict[str, Any] = {"train.epochs": 2, "train.lr": 1e-3, "train.checkpoint_every": 1, "train.keep_last": 9}
-HARD = SIX_STEPS | {"reference.update": "hard", "reference.update_every": 2}
-SOFT = SIX_STEPS | {"reference.update": "soft", "reference.update_every": 2, "reference.mix": 0.25}
+HARD: dict[str, Any] = SIX_STEPS | {"reference.update": "hard", "reference.update_every": 2}
+SOFT: dict[str, Any] = SIX_STEPS | {"reference.update": "soft", "reference.update_every": 2, "reference.mix": 0.25}
 
 
 def log_ratios(out: Path, split: str = "train") -> dict[int, float]:
@@ -101,6 +101,7 @@ def stop_at(step: int) -> Callable[[int, int, dict[str, float]], None]:
         ("dpo", SOFT),
         ("dpo", SOFT | {"model.lora_rank": 2}),
         ("kto", SOFT),
+        ("tdpo2", HARD),  # also asks the reference for its whole distribution at each token
         ("ipo", SOFT | {"train.max_batch_tokens": 50}),
     ],
 )

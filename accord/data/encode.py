@@ -257,7 +257,7 @@ class _Encoder:
         if given.token_ids is not None:
             self.counts["sampled"] += 1
             stopped = given.finish_reason is FinishReason.STOP or given.token_ids[-1:] == (eos_id,)
-            return TokenResponse(ids=given.token_ids, has_eos=stopped)
+            return TokenResponse(ids=given.token_ids, has_eos=stopped, weights=given.token_weights)
         found: list[int] = []
         is_trained: list[bool] = []
         step_ends: list[int] = []
@@ -316,6 +316,7 @@ class _Encoder:
             ids=response.ids[:room],
             is_trained=trained,
             was_truncated=True,
+            weights=None if response.weights is None else response.weights[:room],
             step_ends=tuple(end for end in response.step_ends if end < room),
         )
 

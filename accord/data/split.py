@@ -9,19 +9,24 @@ from accord.data.tokens import TokenGroup
 
 
 def split_held_out(
-    groups: Sequence[TokenGroup], fraction: float, *, seed: int
+    groups: Sequence[TokenGroup],
+    fraction: float,
+    *,
+    seed: int,
+    prompts: Sequence[tuple[int, ...]] | None = None,
 ) -> tuple[list[TokenGroup], list[TokenGroup]]:
     """Return (to train on, held out), each in the order of the data; groups of one conversation stay together.
 
     One conversation: the same prompt, or one prompt the beginning of the other, as when each turn of it was judged.
     About `fraction` of the groups is held out: prompts in the order of a hash of their ids and the seed, so that more
     data moves few of them. A prompt shared by more groups than that is trained on; where none but such is there (the
-    empty prompt of language modelling), groups with the same responses stay together instead.
+    empty prompt of language modelling), groups with the same responses stay together instead. `prompts` stand for the
+    groups' own where those were changed since.
     """
     wanted = round(fraction * len(groups))
     if wanted == 0:
         return list(groups), []
-    chosen = _choose(_conversations([group.prompt_ids for group in groups]), wanted, seed)
+    chosen = _choose(_conversations(prompts or [group.prompt_ids for group in groups]), wanted, seed)
     if not chosen:
         chosen = _choose([tuple(response.ids for response in group.responses) for group in groups], wanted, seed)
     train = [group for place, group in enumerate(groups) if place not in chosen]

@@ -15,6 +15,9 @@ class TokenResponse:
     is_trained: tuple[bool, ...] | None = None  # False e.g. for user turns inside a multi-turn response
     has_eos: bool = False
     was_truncated: bool = False
+    weights: tuple[float, ...] | None = None  # one per token, given with the data; None = 1 each
+    is_kept: tuple[bool, ...] | None = None  # shared with the other version of the response; None = not aligned
+    critical: tuple[float, ...] | None = None  # in [0, 1], of two further models; None = not asked
     step_ends: tuple[int, ...] = ()  # where its steps were judged one by one: the index of the last token of each
 
     @property
@@ -32,8 +35,11 @@ class TokenGroup:
     judgements: tuple[Judgement, ...] = ()
     index: int = 0  # position in the data set: stable over runs, names the per-example rows
     source: Group | None = field(default=None, compare=False, repr=False)
+    num_laid_out: int | None = field(default=None, compare=False)  # where a model lays out more than this: joint scores
 
     @property
     def num_tokens(self) -> int:
         """Tokens in the tree layout: the prompt once and every response once."""
+        if self.num_laid_out is not None:
+            return self.num_laid_out
         return len(self.prompt_ids) + sum(len(response.ids) for response in self.responses)

@@ -13,6 +13,11 @@ Records = Sequence[Mapping[str, Any]]
 EVALUATION_ROWS = (  # metric, name, unit
     ("eval/ranking_accuracy", "Ranking accuracy", "share"),
     ("eval/rewards/accuracies", "Reward accuracy", "share"),
+    ("eval/labels/accuracies", "Accuracy on labels", "share"),
+    ("eval/steps/accuracies", "Accuracy on steps", "share"),
+    ("eval/pairs/accuracies", "Accuracy on pairs", "share"),
+    ("eval/calibration/brier", "Brier score", ""),
+    ("eval/calibration/ece", "Calibration error", ""),
     ("eval/rewards/margins", "Margin", ""),
     ("eval/loss", "Loss", ""),
     ("eval/kl", "KL from the reference", "nats"),

@@ -146,12 +146,16 @@ def random_tokens(groups: ScoredGroups, needs: AbstractSet[Need], generator: tor
 
 def with_tokens(groups: ScoredGroups, tokens: ScoredTokens) -> ScoredGroups:
     """Return groups with these tokens, their summed log-probabilities made to agree."""
+
+    def summed(value_PKT: Tensor) -> Tensor:
+        return torch.where(tokens.is_trained_PKT, value_PKT, 0.0).sum(dim=2)
+
     reference_PKT = tokens.reference_logps_PKT
     return replace(
         groups,
         tokens=tokens,
-        policy_logps_PK=tokens.policy_logps_PKT.sum(dim=2),
-        reference_logps_PK=groups.reference_logps_PK if reference_PKT is None else reference_PKT.sum(dim=2),
+        policy_logps_PK=summed(tokens.policy_logps_PKT),
+        reference_logps_PK=groups.reference_logps_PK if reference_PKT is None else summed(reference_PKT),
     )
 
 

@@ -310,6 +310,13 @@ def sum_over_pairs(
     )
 
 
+def labelled_responses(groups: ScoredGroups, *, desirable: bool) -> Bool[Tensor, "P K"]:
+    """Return True for the real responses with a thumb up (`desirable`) or down."""
+    assert groups.desirable_PK is not None, "the objective's spec must declare that it needs labels"
+    assert groups.is_labelled_PK is not None, "the objective's spec must declare that it needs labels"
+    return groups.is_labelled_PK & groups.is_valid_PK & (groups.desirable_PK == desirable)
+
+
 def sum_over_responses(
     groups: ScoredGroups,
     is_used_PK: Bool[Tensor, "P K"],

@@ -1,7 +1,8 @@
 """Combinators that make an objective of judged pairs robust: to labels that are wrong, and for every population.
 
-Axes: P prompts, K responses, C comparisons of a group (votes), J judges, S strata. Both take any objective of pairs that
-reads sequence log-probabilities, keep its settings and add their own; what they learn of judges and strata is state.
+Axes: P prompts, K responses, C comparisons of a group (votes), J judges, S strata. Both take any objective of pairs
+that reads sequence log-probabilities, keep its settings and add their own; what they learn of judges and strata is
+state.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from accord.groups import ObjectiveResult, ScoredGroups
 from accord.objectives._ops import soft_label_link
 from accord.objectives.pairwise.logistic import dpo
-from accord.objectives.pairwise.reference_free import simpo
+from accord.objectives.pairwise.reference_free import cpo, simpo
 from accord.objectives.pairwise.targets import ipo
 from accord.objectives.spec import Need, ObjectiveSpec, StateSpec
 
@@ -37,8 +38,9 @@ _LEAST = 1e-6  # reliabilities stay this far from 0 and 1, where no later vote c
 def label_robust(base: Objective, name: str, documentation: str) -> Objective:
     """Return an objective that learns from the votes of judges who are right with a probability η_k of their own.
 
-    The base's loss L makes a probability that a vote for w over l is right: logit p = L(l ≻ w) − L(w ≻ l). Its posterior
-    given the judge, σ(logit p + logit η_k), is the label of a cross-entropy; η_k follows the mean posterior (EM).
+    The base's loss L makes a probability that a vote for w over l is right: logit p = L(l ≻ w) − L(w ≻ l). Its
+    posterior given the judge, σ(logit p + logit η_k), is the label of a cross-entropy; η_k follows the mean posterior
+    (EM).
     """
 
     def robust(groups: ScoredGroups, **settings: Any) -> ObjectiveResult:
@@ -130,8 +132,8 @@ RELIABILITY = StateSpec(start=_start_reliability, advance=_advance_reliability, 
 def group_robust(base: Objective, name: str, documentation: str) -> Objective:
     """Return an objective that minimises the loss of the population it serves worst, by weights q on populations.
 
-    A group weighs q_s / (share of its stratum s in the data), so that the mean over a batch estimates Σ_s q_s L_s
-    without bias; after each step q_s ∝ q_s exp(η L_s), L_s the base's mean loss of the stratum in the batch.
+    A group weighs q_s / f_s, f_s the share of its stratum s in the data, so that the mean over a batch estimates
+    Σ_s q_s L_s without bias; after each step q_s ∝ q_s exp(η L_s), L_s estimated likewise.
     """
 
     def robust(groups: ScoredGroups, **settings: Any) -> ObjectiveResult:
@@ -141,14 +143,14 @@ def group_robust(base: Objective, name: str, documentation: str) -> Objective:
         settings = {key: value for key, value in settings.items() if key != "weight_rate"}
         result, weight_S = base(groups, **settings), groups.state["weight"]
         weight_P = weight_S[groups.stratum_P].to(result.loss_P.dtype) / groups.stratum_frac_P
-        stratum, loss = groups.stratum_P[result.is_counted_P].cpu(), result.loss_P.detach()[result.is_counted_P]
+        share_P = (result.loss_P.detach() / groups.stratum_frac_P).double().cpu()  # 0 where nothing is counted
         nothing_S = torch.zeros(len(weight_S), dtype=torch.float64)
         return replace(
             result,
             loss_P=weight_P * result.loss_P,
             state_sums={
-                "loss": nothing_S.index_add(0, stratum, loss.double().cpu()),
-                "groups": nothing_S.index_add(0, stratum, torch.ones(len(stratum), dtype=torch.float64)),
+                "loss": nothing_S.index_add(0, groups.stratum_P.cpu(), share_P),
+                "groups": result.is_counted_P.sum().double().cpu(),
             },
         )
 
@@ -162,8 +164,12 @@ def _start_weight(*, num_strata: int, **_: Any) -> dict[str, Tensor]:
 def _advance_weight(
     state: Mapping[str, Tensor], sums: Mapping[str, Tensor], *, weight_rate: float, **_: Any
 ) -> dict[str, Tensor]:
-    """Take a step of exponentiated gradient ascent; a stratum that was not in the batch counts as loss 0."""
-    loss_S = sums["loss"] / sums["groups"].clamp(min=1e-300)
+    """Take a step of exponentiated gradient ascent.
+
+    A small stratum is in few batches; there its loss counts for more, in the others for 0, so that its weight follows
+    its loss and not its size.
+    """
+    loss_S = sums["loss"] / sums["groups"].clamp(min=1)
     return {"weight": torch.softmax(state["weight"].log() + weight_rate * loss_S, dim=0)}
 
 
@@ -207,8 +213,8 @@ the policy is sure is wrong stops pulling.
 Optimum: a fixed point: where p is calibrated, η_k tends to the true reliability from any start in (0, 1), and the true
 p and η are at rest together.
 Use: votes of people or models who err at rates of their own; with one judge, the share of wrong labels is learnt.
-Limits: {limits}η = 1/2 gives w = p and no gradient at all, hence `reliability` > 1/2; a judge below 1/2 is learnt as such
-and counts the other way round; η is held inside [1e-6, 1 − 1e-6]. Votes without a judge are those of one anonymous
+Limits: {limits}η = 1/2 gives w = p and no gradient at all, hence `reliability` > 1/2; a judge below 1/2 is learnt as
+such and counts the other way round; η is held inside [1e-6, 1 − 1e-6]. Votes without a judge are those of one anonymous
 judge; a tie is no vote; where p = 1/2 a vote says nothing of its judge. A noisier judge with a surer p explains single
 votes as well: what tells the two apart is that one scale of scores must fit all pairs.
 Source: Cao et al. 2025, arXiv:2509.24159 (RE-PO; first called LCPO), with its update by mini-batches.
@@ -255,19 +261,31 @@ re_simpo = label_robust(
     ),
 )
 
+re_cpo = label_robust(
+    cpo,
+    "re_cpo",
+    _RE.format(
+        summary="CPO on votes that may be wrong: the reliability of every judge is learnt, too (RE-CPO).",
+        logit="β Δ + λ (NLL(y_l) − NLL(y_w)), Δ = log π(y_w) − log π(y_l)",
+        limits="the likelihood term enters logit p (twice Δ for nll_normalisation=sum) and imitates no longer; ",
+        example="re_cpo(pair).loss_P.item(), 5)  # logit p = 0.3 + (1.25 − 1.2), w = σ(0.35 + log 9)\n0.5588",
+    ),
+)
+
 _GROUP = """{summary}
 
 Formula: Σ_s q_s L_s, L_s the mean loss of {base} in stratum s; after each step q_s ← q_s exp(η L_s) / Σ, q uniform at
 first, η = `weight_rate`. A group's loss carries q_s / f_s, f_s the share of its stratum in the data.
 Gradient: that of {base}, times q_s / f_s.
-Optimum: a fixed point: the policy is best for the mixture q, and no stratum with q_s > 0 has a loss below the largest:
-the worst-served stratum is served as well as can be (minimax), which is not the policy best on average.
+Optimum: the policy is best for the mixture q, and no stratum with q_s > 0 has a loss below the largest: the stratum
+served worst is served as well as can be (minimax), which is not the policy best on average.
 Use: raters of several populations who disagree, where the smaller ones must not be outvoted.
 Limits: one stratum is {base}; η = 0 is {base} with all strata weighing the same. Losses of strata are compared as they
-stand: one whose raters agree less has a larger loss at its own optimum, and draws weight for that. A batch without a
-stratum gives it loss 0. A group belongs to one stratum, named by data.stratum.
+stand: one whose raters agree less has a larger loss at its own optimum, and draws weight for that. In a batch L_s is
+estimated by Σ loss / (f_s × groups): noisy for a small stratum, hence a small η. A group belongs to one stratum, named
+by data.stratum.
 Source: Ramesh et al. 2024, arXiv:2405.20304 (the reward-free side of MaxMin-RLHF, arXiv:2402.08925). The weights
-q_s / f_s are Accord's, in place of batches balanced by stratum.
+1 / f_s are Accord's, in place of batches balanced by stratum.
 
 >>> import torch
 >>> from dataclasses import replace
@@ -305,7 +323,6 @@ def _re_row(fn: Objective, **changes: Any) -> ObjectiveSpec:
         needs=frozenset({Need.VOTES}),
         state=RELIABILITY,
         has_stop_gradient=True,
-        proof="fixed point",
         paper="Cao et al. 2025, arXiv:2509.24159 (RE-PO)",
         **changes,
     )
@@ -319,7 +336,7 @@ def _group_row(fn: Objective, **changes: Any) -> ObjectiveSpec:
         reference=True,
         is_difference_only=True,
         state=WEIGHTS,
-        proof="fixed point",
+        proof="optimum",
         paper="Ramesh et al. 2024, arXiv:2405.20304",
         **changes,
     )
@@ -331,6 +348,7 @@ ROWS: dict[str, ObjectiveSpec] = {
         reference=True,
         is_difference_only=True,
         initial_loss=lambda **_: math.log(2.0),
+        proof="fixed point",
         implicit_reward="β·log(π/π_ref)",
     ),
     "re_ipo": _re_row(
@@ -338,9 +356,11 @@ ROWS: dict[str, ObjectiveSpec] = {
         reference=True,
         is_difference_only=True,
         initial_loss=lambda **_: math.log(2.0),
+        proof="identity",
         implicit_reward="τ·log(π/π_ref), per token for normalisation=mean",
     ),
-    "re_simpo": _re_row(re_simpo, reference=False, implicit_reward="β·log π(y|x)/|y|"),
+    "re_simpo": _re_row(re_simpo, reference=False, proof="identity", implicit_reward="β·log π(y|x)/|y|"),
+    "re_cpo": _re_row(re_cpo, reference=False, proof="identity", implicit_reward="β·log π(y|x)"),
     "dpo_group_robust": _group_row(dpo_group_robust, implicit_reward="β·log(π/π_ref)"),
     "ipo_group_robust": _group_row(
         ipo_group_robust, implicit_reward="τ·log(π/π_ref), per token for normalisation=mean"

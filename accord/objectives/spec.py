@@ -78,11 +78,12 @@ class ObjectiveSpec:
     family: Family
     needs: frozenset[Need]  # refused without these
     reads: frozenset[Need] = field(default=frozenset())  # used when present, not required
-    needs_when: Mapping[str, Need] = field(default_factory=dict)  # a setting that, when true, needs this too
+    needs_when: Mapping[str, Need] = field(default_factory=dict)  # `setting` or `setting=choice`: when so, this, too
     reference: bool  # reads reference_logps_PK
     level: Level = "sequence"
     is_difference_only: bool = False  # at the defaults: unchanged when all log-ratios of a prompt shift by a constant
     initial_loss: Callable[..., float | None] | None = None  # of the settings: the loss at policy = reference
+    learns_from_reference: bool = True  # at the defaults: from policy = reference on, the better response gains
     has_stop_gradient: bool = False  # sg[·] in the formula: some numbers that depend on the policy are held constant
     state: StateSpec | None = None
     check: Callable[..., None] | None = None  # of the settings: raises ValueError where bounds cannot say what is wrong
@@ -108,9 +109,14 @@ class ObjectiveSpec:
 
     def at(self, settings: Mapping[str, Any]) -> ObjectiveSpec:
         """Return the row as these settings make it: with the needs that they add."""
-        more = {need for setting, need in self.needs_when.items() if settings.get(setting)}
+        more = {need for key, need in self.needs_when.items() if _is_so(key, settings)}
         return replace(self, needs=self.needs | more) if more else self
 
     def defaults(self) -> dict[str, Any]:
         """Return the default of every setting."""
         return {name: parameter.default for name, parameter in self.settings().items()}
+
+
+def _is_so(key: str, settings: Mapping[str, Any]) -> bool:
+    name, _, choice = key.partition("=")
+    return settings.get(name) == choice if choice else bool(settings.get(name))

@@ -279,7 +279,7 @@ def salt(
     kept_PKT, changed_PKT = is_trained_PKT & is_kept_PKT, is_trained_PKT & ~is_kept_PKT
 
     def mean_of(value_PKT: Tensor, kept_weight: float, changed_weight: float) -> Float[Tensor, "P K"]:
-        weight_PKT = kept_weight * kept_PKT + changed_weight * changed_PKT
+        weight_PKT = kept_weight * kept_PKT.to(value_PKT.dtype) + changed_weight * changed_PKT.to(value_PKT.dtype)
         count_PK = (weight_PKT > 0).sum(dim=2).clamp(min=1)
         return torch.where(weight_PKT > 0, weight_PKT * value_PKT, 0.0).sum(dim=2) / count_PK
 

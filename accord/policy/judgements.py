@@ -7,9 +7,11 @@ pairs and verdicts.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -17,7 +19,8 @@ from torch import Tensor
 
 from accord.data.tokens import TokenGroup
 from accord.data.transforms.strata import stratum_of
-from accord.groups import ScoredGroups, Votes
+from accord.errors import DataError
+from accord.groups import ScoredGroups, ScoredSteps, Votes
 from accord.policy.policy import Scores
 from accord.records import Comparison, Judgement, Label, Outcome, Ranking, Rating, Verdict
 
@@ -35,6 +38,9 @@ def to_scored_groups(
         num_tokens_PK=scores.num_tokens_PK,
         is_valid_PK=scores.is_valid_PK,
         mismatched_kl=mismatched_kl,
+        score_PK=scores.score_PK,
+        pair_score_PKK=scores.pair_score_PKK,
+        steps=_steps(groups, scores),
         **judgement_tensors(groups, scores.logps_PK),
     )
 
@@ -47,6 +53,8 @@ def judgement_tensors(groups: Sequence[TokenGroup], like_PK: Tensor) -> dict[str
     desirable, is_labelled = (torch.zeros((num_groups, width), dtype=torch.bool) for _ in range(2))
     reward = torch.zeros((num_groups, width), dtype=torch.float64)
     is_rated = torch.zeros((num_groups, width), dtype=torch.bool)
+    win_frac = torch.full((num_groups, width, width), 0.5, dtype=torch.float64)
+    is_compared = torch.zeros((num_groups, width, width), dtype=torch.bool)
     for row, group in enumerate(groups):
         pairs = preferences(group.judgements)
         for (better, worse), how_much in pairs.items():
@@ -56,6 +64,8 @@ def judgement_tensors(groups: Sequence[TokenGroup], like_PK: Tensor) -> dict[str
             desirable[row, index], is_labelled[row, index] = is_good, True
         for index, value in ratings(group.judgements).items():
             reward[row, index], is_rated[row, index] = value, True
+        for pair, share in win_fractions(group.judgements).items():
+            win_frac[row, *pair], is_compared[row, *pair] = share, True
     device, dtype = like_PK.device, like_PK.dtype
     return {
         "preferred_PKK": preferred.to(device),
@@ -64,6 +74,8 @@ def judgement_tensors(groups: Sequence[TokenGroup], like_PK: Tensor) -> dict[str
         "is_labelled_PK": is_labelled.to(device),
         "reward_PK": reward.to(device, dtype),
         "is_rated_PK": is_rated.to(device),
+        "win_frac_PKK": win_frac.to(device, dtype),
+        "is_compared_PKK": is_compared.to(device),
     }
 
 
@@ -113,6 +125,33 @@ def _given_labels(judgements: Sequence[Judgement]) -> dict[int, bool]:
     return {index: net > 0 for index, net in votes.items() if net}
 
 
+def step_labels(judgements: Sequence[Judgement]) -> dict[tuple[int, int], bool]:
+    """Return {(response, step): is_right}. Several judges are a vote, and equal numbers say nothing."""
+    votes: Counter[tuple[int, int]] = Counter()
+    for judgement in judgements:
+        if isinstance(judgement, Label) and judgement.step is not None:
+            votes[judgement.response, judgement.step] += 1 if judgement.is_desirable else -1
+    return {place: net > 0 for place, net in votes.items() if net}
+
+
+def _steps(groups: Sequence[TokenGroup], scores: Scores) -> ScoredSteps | None:
+    """Join a reward model's scores of steps and their labels; a step that was cut off has neither."""
+    if scores.score_PK is None:
+        return None
+    score_PKS = scores.step_score_PKS
+    if score_PKS is None:  # no steps in these groups
+        score_PKS = scores.score_PK.new_zeros((*scores.score_PK.shape, 0))
+    is_right, is_labelled = (torch.zeros(score_PKS.shape, dtype=torch.bool) for _ in range(2))
+    for row, group in enumerate(groups):
+        for (response, step), is_good in step_labels(group.judgements).items():
+            if step < len(group.responses[response].step_ends):
+                is_right[row, response, step], is_labelled[row, response, step] = is_good, True
+    device = score_PKS.device
+    return ScoredSteps(
+        score_PKS=score_PKS, is_right_PKS=is_right.to(device), is_labelled_PKS=is_labelled.to(device)
+    )  # fmt: skip
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
@@ -128,6 +167,60 @@ def ratings(judgements: Sequence[Judgement]) -> dict[int, float]:
         if isinstance(judgement, Verdict) and judgement.outcome is not Outcome.UNKNOWN and not given:
             found.setdefault(judgement.response, []).append(float(judgement.outcome is Outcome.PASS))
     return {index: sum(values) / len(values) for index, values in found.items()}
+
+
+def win_fractions(judgements: Sequence[Judgement]) -> dict[tuple[int, int], float]:
+    """Return {(i, j): fraction of judgements that prefer i to j}, in both orders, for every pair that was compared.
+
+    Comparisons and rankings as given, each one vote, a tie half a vote for either; where there are none, ratings, else
+    labels, say 0, 1/2 (equal) or 1. Counts of votes are kept, unlike in `preferences`, where the majority has it all.
+    """
+    won: dict[tuple[int, int], float] = {}
+
+    def count(i: int, j: int, share: float) -> None:
+        won[i, j] = won.get((i, j), 0.0) + share
+        won[j, i] = won.get((j, i), 0.0) + 1.0 - share
+
+    for judgement in judgements:
+        match judgement:
+            case Comparison(better=better, worse=worse, is_tie=is_tie):
+                count(better, worse, 0.5 if is_tie else 1.0)
+            case Ranking(order=order):
+                place = {index: number for number, tier in enumerate(order) for index in tier}
+                for i, j in combinations(place, 2):
+                    count(i, j, _share(place[j], place[i]))
+    if not won and not any(isinstance(judgement, Comparison | Ranking) for judgement in judgements):
+        scores = ratings(judgements) or {index: float(good) for index, good in _given_labels(judgements).items()}
+        for i, j in combinations(scores, 2):
+            count(i, j, _share(scores[i], scores[j]))
+    return {(i, j): share / (share + won[j, i]) for (i, j), share in won.items()}
+
+
+def _share(ours: float, theirs: float) -> float:
+    return 0.5 if ours == theirs else float(ours > theirs)
+
+
+def behaviour_logps(groups: Sequence[TokenGroup], like_PK: Tensor) -> Tensor:
+    """Return log-probabilities (P, K) of the sampler that wrote the responses, over the same tokens as the policy's.
+
+    Raises DataError where a response does not carry them for each of its tokens.
+    """
+    found = torch.zeros(like_PK.shape, dtype=torch.float64)
+    for row, group in enumerate(groups):
+        given = [None] * len(group.responses) if group.source is None else group.source.responses
+        for place, (response, record) in enumerate(zip(group.responses, given, strict=True)):
+            logps = () if record is None or record.behaviour_logps is None else record.behaviour_logps
+            if len(logps) < len(response.ids) or (len(logps) > len(response.ids) and not response.was_truncated):
+                origin = group.source.origin if group.source is not None else ""
+                raise DataError(
+                    f"{origin or 'a group'}: got {len(logps)} behaviour_logps for a response of {len(response.ids)} "
+                    "tokens — expected one per token, of the sampler that wrote it — sample with Accord, or leave out "
+                    "what needs them"
+                )
+            is_trained = response.is_trained or (True,) * len(response.ids)
+            kept = zip(logps[: len(response.ids)], is_trained, strict=True)
+            found[row, place] = math.fsum(logp for logp, is_one in kept if is_one)
+    return found.to(like_PK.device, like_PK.dtype)
 
 
 # Who judged, and whom a group stands for ------------------------------------------------------------------------------

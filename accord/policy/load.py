@@ -150,6 +150,11 @@ def load_causal_lm(source: str, dtype: torch.dtype, options: dict[str, Any]) -> 
             f"{source} could not be loaded as a causal language model: {first_line(error)} — "
             "expected config.json and complete weights; copy or download the folder again"
         ) from error
+    if any(name.startswith("score.") for name in report.get("unexpected_keys") or ()):
+        raise PolicyError(
+            f"{source} holds a reward model — expected a causal language model; load it with load_reward, or train it "
+            "with a reward model's objective"
+        )
     missing = sorted(report.get("missing_keys") or ())
     if missing:  # transformers fills them with random numbers and goes on
         raise PolicyError(

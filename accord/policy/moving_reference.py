@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from accord.data.tokens import TokenGroup
 from accord.policy.averaging import Weights, check_alike, mix_weights
 from accord.policy.policy import Policy
-from accord.policy.reference import Reference
+from accord.policy.reference import Level, Reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,16 @@ class UpdateRule:
 class MovingReference(Reference):
     """Values of the trained weights that follow the policy's by a rule; `start` None = the policy's own, now."""
 
-    def __init__(self, policy: Policy, rule: UpdateRule, *, max_tokens: int, start: Weights | None = None) -> None:
-        super().__init__(self._in_place, key="moving", cache_folder=None, max_tokens=max_tokens)
+    def __init__(
+        self,
+        policy: Policy,
+        rule: UpdateRule,
+        *,
+        max_tokens: int,
+        start: Weights | None = None,
+        level: Level = "sequence",
+    ) -> None:
+        super().__init__(self._in_place, key="moving", cache_folder=None, max_tokens=max_tokens, level=level)
         self.rule = rule
         self._policy = policy
         taken = self._trained() if start is None else start
@@ -56,6 +64,10 @@ class MovingReference(Reference):
     def logps(self, groups: Sequence[TokenGroup], like_PK: Tensor, *, keep: bool = False) -> Tensor:
         """Return log π_ref(y|x) in nats as `Reference.logps` does, of where the reference now is; nothing is kept."""
         return super().logps(groups, like_PK, keep=False)
+
+    def token_logps(self, groups: Sequence[TokenGroup], like_N: Tensor, *, keep: bool = False) -> Tensor:
+        """Return log π_ref of every response token as `Reference.token_logps` does; nothing is kept."""
+        return super().token_logps(groups, like_N, keep=False)
 
     @torch.no_grad()
     def follow(self, step: int) -> bool:

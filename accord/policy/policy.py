@@ -21,6 +21,7 @@ from accord.errors import PolicyError
 from accord.policy.attention import AttentionSwitch, supports_interface
 from accord.policy.head import Statistic, linear_logps, logps_of_logits
 from accord.policy.layout import Batch, lay_out_plain, lay_out_tree
+from accord.policy.tokens.position_kl import Readout, position_kl
 from accord.records import Group, Response, Text
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,16 @@ class Scores:
     sequence_N: Tensor  # flat response index 0 … S−1 of each
     is_trained_N: Tensor
     statistics: dict[str, Tensor] = field(default_factory=dict)  # by-products per token (N,), detached
+    position_kl_N: Tensor | None = None  # KL(π_ref ‖ π) in nats, where a reference was given; carries grad
+
+    score_PK: Tensor | None = None  # a reward model's instead, as logits; 0 in padding slots …
+    step_score_PKS: Tensor | None = None  # … at the ends of the steps of each response (S = most steps) …
+    pair_score_PKK: Tensor | None = None  # … or a joint model's, of "i before j"; 0 on the diagonal
+
+    @property
+    def graded_PK(self) -> Tensor:
+        """What carries the gradient: log-probabilities, or a reward model's scores."""
+        return next(x for x in (self.score_PK, self.pair_score_PKK, self.logps_PK) if x is not None)
 
 
 class Policy(nn.Module):
@@ -170,19 +181,38 @@ class Policy(nn.Module):
         return answer_prompts(self, asked, settings, chat_template=chat_template)
 
     def forward(
-        self, groups: Sequence[TokenGroup], *, statistics: Sequence[Statistic] = (), layout: str | None = None
+        self,
+        groups: Sequence[TokenGroup],
+        *,
+        statistics: Sequence[Statistic] = (),
+        layout: str | None = None,
+        reference: Readout | None = None,
     ) -> Scores:
-        """See `score`; `layout` overrides the choice for one call (checks)."""
+        """See `score`; `layout` overrides the choice for one call (checks).
+
+        `reference` is another model's `readout_of` the same groups, compared with this one position by position.
+        """
+        batch, layout = self._lay_out(groups, layout)
+        with self.attention(layout), self.precision():
+            readout = self._readout(batch)
+            token_logps_N, found = self.token_logps(batch, statistics, readout)
+            position_kl_N = None if reference is None else position_kl(readout, reference)
+        return _gather(groups, batch, token_logps_N, found, position_kl_N)
+
+    @torch.no_grad()
+    def readout_of(self, groups: Sequence[TokenGroup]) -> Readout:
+        """Return what the model says where the groups' response tokens are predicted, without gradient."""
+        batch, layout = self._lay_out(groups, None)
+        with self.attention(layout), self.precision():
+            return self._readout(batch).detached()
+
+    def _lay_out(self, groups: Sequence[TokenGroup], layout: str | None) -> tuple[Batch, str]:
         if layout is None and not self._is_settled:
             self.settle_layout(groups[:2])
         layout = layout or self.layout
         if layout == "tree":
-            batch = lay_out_tree(groups, self.device)
-        else:
-            batch = lay_out_plain(groups, self.device, self.pad_id)
-        with self.attention(layout), self.precision():
-            token_logps_N, found = self.token_logps(batch, statistics)
-        return _gather(groups, batch, token_logps_N, found)
+            return lay_out_tree(groups, self.device), layout
+        return lay_out_plain(groups, self.device, self.pad_id), layout
 
     @torch.no_grad()
     def predicting_states(self, group: TokenGroup) -> list[Tensor] | None:
@@ -202,8 +232,18 @@ class Policy(nn.Module):
         pad = self.tokenizer.pad_token_id
         return int(pad) if isinstance(pad, int) else 0
 
-    def token_logps(self, batch: Batch, statistics: Sequence[Statistic] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+    def token_logps(
+        self, batch: Batch, statistics: Sequence[Statistic] = (), readout: Readout | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return log-probabilities (N,) of a laid-out batch's response tokens, and the requested by-products."""
+        readout = readout or self._readout(batch)
+        if readout.logits_NV is not None:
+            return logps_of_logits(readout.logits_NV, batch.targets_N, statistics)
+        assert readout.hidden_NH is not None
+        assert readout.weight_VH is not None
+        return linear_logps(readout.hidden_NH, readout.weight_VH, readout.bias_V, batch.targets_N, statistics)
+
+    def _readout(self, batch: Batch) -> Readout:
         if self.has_linear_head is None:
             self.has_linear_head = self._check_head(batch)
         head = self.causal_lm.get_output_embeddings()
@@ -214,8 +254,8 @@ class Policy(nn.Module):
             hidden_NH = hidden_NH.to(self.autocast or hidden_NH.dtype)  # autocast does not reach into our own function
             weight_VH = head.weight.to(hidden_NH.dtype)
             bias_V = head.bias.to(hidden_NH.dtype) if head.bias is not None else None
-            return linear_logps(hidden_NH, weight_VH, bias_V, batch.targets_N, statistics)
-        return logps_of_logits(self._own_logits(inputs, batch), batch.targets_N, statistics)
+            return Readout(hidden_NH=hidden_NH, weight_VH=weight_VH, bias_V=bias_V)
+        return Readout(logits_NV=self._own_logits(inputs, batch))
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
@@ -268,7 +308,13 @@ class Policy(nn.Module):
         self.tokenizer.save_pretrained(folder)
 
 
-def _gather(groups: Sequence[TokenGroup], batch: Batch, token_logps_N: Tensor, found: dict[str, Tensor]) -> Scores:
+def _gather(
+    groups: Sequence[TokenGroup],
+    batch: Batch,
+    token_logps_N: Tensor,
+    found: dict[str, Tensor],
+    position_kl_N: Tensor | None = None,
+) -> Scores:
     counted_N = torch.where(batch.is_trained_N, token_logps_N, 0.0)
     logps_S = token_logps_N.new_zeros(batch.num_sequences).index_add(0, batch.sequence_N, counted_N)
     tokens_S = torch.zeros(batch.num_sequences, dtype=torch.long, device=logps_S.device)
@@ -290,6 +336,7 @@ def _gather(groups: Sequence[TokenGroup], batch: Batch, token_logps_N: Tensor, f
         sequence_N=batch.sequence_N,
         is_trained_N=batch.is_trained_N,
         statistics=found,
+        position_kl_N=position_kl_N,
     )
 
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Literal
 from zipfile import BadZipFile
 
 import numpy as np
@@ -21,34 +22,47 @@ from torch import Tensor
 from accord.data.batching import chunked
 from accord.data.tokens import TokenGroup
 from accord.policy.policy import Policy
+from accord.policy.tokens.position_kl import Readout
 
 log = logging.getLogger(__name__)
 
 SCORING_VERSION = 1  # part of the key: raise it when a change to the engine changes values beyond rounding
 
 
-class LogpCache:
-    """{response under its prompt: log-probability} on disk, one file per key, written atomically and grown in place."""
+Level = Literal["sequence", "token"]
+Logps = np.ndarray
+"""Of one response, nats: a single sum over its trained tokens, or one number per token, trained or not."""
 
-    def __init__(self, folder: Path | None, key: str) -> None:
-        self.path = folder / f"{key}.npz" if folder is not None else None
-        self._values: dict[bytes, float] = {}
+
+class LogpCache:
+    """{response under its prompt: log-probabilities} on disk, one file per key, written atomically and grown in place.
+
+    Numbers per token are kept beside the sums, in a file of their own.
+    """
+
+    def __init__(self, folder: Path | None, key: str, level: Level = "sequence") -> None:
+        name = f"{key}.npz" if level == "sequence" else f"{key}.tokens.npz"
+        self.path = folder / name if folder is not None else None
+        self._level = level
+        self._values: dict[bytes, Logps] = {}
         if self.path is not None and self.path.is_file():
             try:
                 with self.path.open("rb") as stream, np.load(stream) as stored:
                     digests, logps = stored["digests"], stored["logps"]
+                    lengths = stored["lengths"] if level == "token" else None
             except (OSError, ValueError, KeyError, EOFError, BadZipFile):
                 return  # a truncated file holds nothing; it is computed again
-            self._values = {bytes(d): float(v) for d, v in zip(digests, logps, strict=True)}
+            parts = list(logps[:, None]) if lengths is None else np.split(logps, np.cumsum(lengths)[:-1])
+            self._values = {bytes(d): part for d, part in zip(digests, parts, strict=True)}
 
     def __len__(self) -> int:
         return len(self._values)
 
-    def get(self, digest: bytes) -> float | None:
-        """Return a stored log-probability in nats, or None."""
+    def get(self, digest: bytes) -> Logps | None:
+        """Return stored log-probabilities in nats, or None."""
         return self._values.get(digest)
 
-    def update(self, values: dict[bytes, float]) -> None:
+    def update(self, values: dict[bytes, Logps]) -> None:
         """Add log-probabilities (in memory; `write` puts them on disk)."""
         self._values.update(values)
 
@@ -58,12 +72,15 @@ class LogpCache:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(f".{os.getpid()}.part")
+        values = list(self._values.values())
+        arrays = {
+            "digests": np.frombuffer(b"".join(self._values), dtype=np.uint8).reshape(-1, 16),
+            "logps": np.concatenate(values),
+        }
+        if self._level == "token":
+            arrays["lengths"] = np.array([len(value) for value in values])
         with part.open("wb") as stream:
-            np.savez(
-                stream,
-                digests=np.frombuffer(b"".join(self._values), dtype=np.uint8).reshape(-1, 16),
-                logps=np.array(list(self._values.values())),
-            )
+            np.savez(stream, **arrays)  # type: ignore[arg-type]  # its one option is not among the names
             stream.flush()
             os.fsync(stream.fileno())
         part.replace(self.path)
@@ -73,7 +90,8 @@ class Reference:
     """A frozen policy, asked for log-probabilities of groups, `max_tokens` of them per forward pass.
 
     `scorer` opens the reference for a block: the base under the adapters, the policy itself before its first step, or
-    a model loaded from its folder. It is opened only when the cache lacks something.
+    a model loaded from its folder. It is opened only when the cache lacks something. `level` says whether sums are kept
+    or, for objectives that read them, log-probabilities of every token.
     """
 
     def __init__(
@@ -83,12 +101,14 @@ class Reference:
         key: str,
         cache_folder: Path | None,
         max_tokens: int,
+        level: Level = "sequence",
     ) -> None:
         self.key = key
+        self.level: Level = level
         self.num_computed = 0
         self.num_reused = 0
         self._scorer = scorer
-        self._cache = LogpCache(cache_folder, key)
+        self._cache = LogpCache(cache_folder, key, level)
         self.max_tokens = max_tokens  # halved when memory runs out
 
     def logps(self, groups: Sequence[TokenGroup], like_PK: Tensor, *, keep: bool = True) -> Tensor:
@@ -97,18 +117,39 @@ class Reference:
         `keep=False` for passing groups (samples, mismatched pairs): what was computed in another batch shape may differ
         in the last bit, and a resumed run must not depend on what its first part had met before.
         """
-        passing: dict[bytes, float] = {}
+        found, values = self._look_up(groups, keep=keep), torch.zeros(like_PK.shape, dtype=torch.float64)
+        for row, (group, of_group) in enumerate(zip(groups, found, strict=True)):
+            for column, (response, logps) in enumerate(zip(group.responses, of_group, strict=True)):
+                is_trained = response.is_trained if self.level == "token" else None
+                values[row, column] = float(logps[list(is_trained) if is_trained else ...].sum(dtype=np.float64))
+        return values.to(like_PK.dtype).to(like_PK.device)  # not every device has float64
+
+    def token_logps(self, groups: Sequence[TokenGroup], like_N: Tensor, *, keep: bool = True) -> Tensor:
+        """Return log π_ref of every response token in nats, (N,) in (group, response, token) order, without gradient.
+
+        `keep` as for `logps`. Only for a reference that keeps numbers per token.
+        """
+        assert self.level == "token", "a reference that keeps sums was asked for tokens"
+        values = [logps for of_group in self._look_up(groups, keep=keep) for logps in of_group]
+        return torch.from_numpy(np.concatenate(values)).to(like_N.dtype).to(like_N.device)
+
+    def readout(self, groups: Sequence[TokenGroup]) -> Readout:
+        """Return what the reference says at every response token, over the whole vocabulary: never kept."""
+        with self._scorer() as policy:
+            return policy.readout_of(groups)
+
+    def _look_up(self, groups: Sequence[TokenGroup], *, keep: bool) -> list[list[Logps]]:
+        passing: dict[bytes, Logps] = {}
         if keep:
             self.fill(groups)
         elif missing := self.missing(groups):
             passing = self._compute(missing)
-        values = torch.zeros(like_PK.shape, dtype=torch.float64)
-        for row, group in enumerate(groups):
-            for column, digest in enumerate(_digests(group)):
-                found = passing.get(digest, self._cache.get(digest))
-                assert found is not None
-                values[row, column] = found
-        return values.to(like_PK.dtype).to(like_PK.device)  # not every device has float64
+        found: list[list[Logps]] = []
+        for group in groups:
+            of_group = [passing.get(digest, self._cache.get(digest)) for digest in _digests(group)]
+            assert all(logps is not None for logps in of_group)
+            found.append([logps for logps in of_group if logps is not None])
+        return found
 
     def missing(self, groups: Sequence[TokenGroup]) -> list[TokenGroup]:
         """Return the groups with a response the cache does not hold."""
@@ -119,7 +160,7 @@ class Reference:
         groups: Sequence[TokenGroup],
         *,
         share: Callable[[list[TokenGroup]], list[TokenGroup]] = lambda groups: groups,
-        merge: Callable[[dict[bytes, float]], dict[bytes, float]] = lambda values: values,
+        merge: Callable[[dict[bytes, Logps]], dict[bytes, Logps]] = lambda values: values,
         write: bool = False,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
@@ -137,8 +178,8 @@ class Reference:
 
     def _compute(
         self, groups: Sequence[TokenGroup], progress: Callable[[int, int], None] = lambda done, total: None
-    ) -> dict[bytes, float]:
-        values: dict[bytes, float] = {}
+    ) -> dict[bytes, Logps]:
+        values: dict[bytes, Logps] = {}
         done = 0
         with self._scorer() as policy, torch.no_grad():
             todo = list(chunked(groups, self.max_tokens, layout=policy.layout))
@@ -148,16 +189,22 @@ class Reference:
                     todo = list(chunked(rest, self.max_tokens, layout=policy.layout))
                     continue
                 part = todo.pop(0)
-                for row, group in enumerate(part):
-                    values.update({d: float(rows[row, column]) for column, d in enumerate(_digests(group))})
+                for group, of_group in zip(part, rows, strict=True):
+                    values.update(zip(_digests(group), of_group, strict=True))
                 done += len(part)
                 progress(done, len(groups))
         return values
 
-    def _score(self, policy: Policy, part: Sequence[TokenGroup]) -> Tensor | None:
+    def _score(self, policy: Policy, part: Sequence[TokenGroup]) -> list[list[Logps]] | None:
         """Score one pass; None where memory ran out, and the budget was halved. Raises where one group is too much."""
         try:
-            return policy.score(part).logps_PK.cpu().double()
+            scores = policy.score(part)
+            if self.level == "sequence":
+                sums_PK1 = scores.logps_PK.cpu().double().numpy()[:, :, None]
+                return [list(sums_K1[: len(group.responses)]) for group, sums_K1 in zip(part, sums_PK1, strict=True)]
+            lengths = [len(response.ids) for group in part for response in group.responses]
+            parts = iter(np.split(scores.token_logps_N.cpu().numpy(), np.cumsum(lengths)[:-1]))
+            return [[next(parts) for _ in group.responses] for group in part]
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or len(part) == 1:
                 raise

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from accord.config import AlignConfig, idle_keys
-from accord.data import DataReport, EncodedData, LoadedGroups, data_report, encode_groups, load_groups
+from accord.data import DataReport, EncodedData, LoadedGroups, data_report, encode_groups, encode_prompts, load_groups
 from accord.data.split import split_held_out
 from accord.data.tokens import TokenGroup
+from accord.data.transforms.relabel import GOAL, ROW, relabel
+from accord.data.transforms.select import rating_gap, select_share
 from accord.data.transforms.strata import name_strata, stratum_of
-from accord.errors import ConfigError, DataError
+from accord.errors import ConfigError, DataError, PolicyError
 from accord.objectives import OBJECTIVES, Need, ObjectiveSpec
-from accord.policy.judgements import labels, preferences, ratings, votes
+from accord.policy.judgements import labels, preferences, ratings, step_labels, votes, win_fractions
+from accord.policy.load import load_policy
 from accord.policy.policy import Policy
+from accord.policy.tokens.critical import with_critical
+from accord.policy.tokens.scored import with_edits
 from accord.records import Group
 
 
@@ -27,6 +32,8 @@ class RunData:
     train: list[Group]
     held_out: list[Group] | None  # None = a share of `train`, taken after encoding
     files: list[LoadedGroups]  # what was read for `train` and, given data.eval_path, for `held_out`
+    unconditioned: list[Group] | None = None  # what `train` was before goals went into its prompts
+    changes: list[str] = field(default_factory=list)  # what was done to the groups as read, for the data report
 
     def facts(self, place: int) -> dict[str, Any]:
         """Return what the data report says of a file; nothing for groups in memory."""
@@ -77,11 +84,21 @@ def load_run_data(
 
 def _changed(config: AlignConfig, data: RunData) -> RunData:
     """Do to groups as read what the settings say, training and held-out ones alike."""
-    if Need.STRATA in OBJECTIVES[config.objective.name].needs:
+    if Need.STRATA in config.objective.spec.needs:
         train = name_strata(data.train, config.data.stratum)
         held_out = None if data.held_out is None else name_strata(data.held_out, config.data.stratum)
         data = replace(data, train=train, held_out=held_out)
-    return data
+    if config.data.relabel == "none":
+        return data
+    goal = GOAL if config.data.goal is None else config.data.goal
+    train, num_left_out = relabel(data.train, goal)
+    held_out = None if data.held_out is None else relabel(data.held_out, goal)[0]
+    change = (
+        f"{len(data.train)} rows → {len(train)} groups, one per rating ({num_left_out} without two ratings left out)"
+    )
+    return replace(
+        data, train=train, held_out=held_out, unconditioned=data.train, changes=[*data.changes, f"relabelled: {change}"]
+    )
 
 
 def hash_data(data: RunData, train: Sequence[TokenGroup], held_out: Sequence[TokenGroup]) -> str:
@@ -94,6 +111,10 @@ def hash_data(data: RunData, train: Sequence[TokenGroup], held_out: Sequence[Tok
     for part in (train, held_out):
         for group in part:
             digest.update(repr((group.prompt_ids, [r.ids for r in group.responses], group.judgements)).encode())
+            if group.source is not None and (stratum := stratum_of(group.source)) is not None:
+                digest.update(f"stratum {stratum}".encode())
+            if weights := [r.weights for r in group.responses if r.weights is not None]:
+                digest.update(repr(weights).encode())
         digest.update(b"/")
     return digest.hexdigest()
 
@@ -104,8 +125,12 @@ _GIVES: dict[Need, Callable[[Group], bool]] = {
     Need.STRENGTHS: lambda group: any(preferences(group.judgements).values()),
     Need.LABELS: lambda group: bool(labels(group.judgements, preferences(group.judgements))),
     Need.RATINGS: lambda group: bool(ratings(group.judgements)),
+    Need.WIN_FRACTIONS: lambda group: bool(win_fractions(group.judgements)),
+    Need.BEHAVIOUR: lambda group: all(response.behaviour_logps is not None for response in group.responses),
     Need.VOTES: lambda group: bool(votes(group.judgements)),
+    Need.STEP_LABELS: lambda group: bool(step_labels(group.judgements)),
     Need.STRATA: lambda group: stratum_of(group) is not None,
+    Need.TOKEN_WEIGHTS: lambda group: any(response.token_weights is not None for response in group.responses),
 }
 
 
@@ -156,7 +181,12 @@ def encode_run_data(
         facts |= {"held_out": about.to_dict(), "held_out_shared_with_training": shared}
         text += f"\n{_describe_held_out(about, len(held_out), shared)}"
     else:
-        train, held_out = split_held_out(train, config.data.eval_fraction, seed=config.train.seed)
+        train, held_out = split_held_out(
+            train,
+            config.data.eval_fraction,
+            seed=config.train.seed,
+            prompts=_unconditioned_prompts(config, data, train, policy),
+        )
     if not held_out and config.evaluate.every is not None:
         raise ConfigError(
             f"evaluate.every={config.evaluate.every} is set, but no group is held out of {len(data.train)} — "
@@ -166,7 +196,64 @@ def encode_run_data(
         raise DataError(
             f"no group is left to train on of {len(data.train)} read — look at the data report:\n{report.to_text()}"
         )
-    return train, held_out, DataFacts(text, facts)
+    changes = list(data.changes)
+    if config.data.select != "all":
+        chosen = _select(config, train)
+        changes.append(f"selected: {len(chosen)} of {len(train)} groups to train on ({config.data.select})")
+        train = chosen
+    text = "\n".join([text, *changes])
+    return train, held_out, DataFacts(text, facts | {"changes": changes})
+
+
+def _select(config: AlignConfig, train: Sequence[TokenGroup]) -> list[TokenGroup]:
+    method, fraction = config.data.select, config.data.select_fraction
+    assert method != "all"
+    assert fraction is not None
+    features = [0.0 if method == "random" or group.source is None else rating_gap(group.source) for group in train]
+    return select_share(train, features, method=method, fraction=fraction, seed=config.train.seed)
+
+
+def _unconditioned_prompts(
+    config: AlignConfig, data: RunData, groups: Sequence[TokenGroup], policy: Policy
+) -> list[tuple[int, ...]] | None:
+    """Return what the prompts were before a goal was put into them: what was made of one row is held out together."""
+    if data.unconditioned is None:
+        return None
+    rows = [group.source.extra[ROW] for group in groups if group.source is not None]
+    places = sorted(set(rows))
+    prompts = encode_prompts([data.unconditioned[place] for place in places], policy.tokenizer, **_rendering(config))
+    of_row = dict(zip(places, prompts, strict=True))
+    return [of_row[row] for row in rows]
+
+
+def with_token_facts(
+    config: AlignConfig, spec: ObjectiveSpec, policy: Policy, *parts: list[TokenGroup]
+) -> list[list[TokenGroup]]:
+    """Return groups with what the objective reads of their tokens that no step changes: edits, critical tokens.
+
+    Raises PolicyError where a further model cannot be loaded or has another vocabulary than the policy.
+    """
+    found = list(parts)
+    if Need.EDITS in spec.needs:
+        found = [with_edits(part) for part in found]
+    if Need.CRITICAL in spec.needs:
+        positive, negative = (_load_further(config, policy, key, parts[0]) for key in ("positive", "negative"))
+        contrast, max_tokens = config.critical.contrast, config.train.max_batch_tokens
+        found = [with_critical(part, positive, negative, contrast=contrast, max_tokens=max_tokens) for part in found]
+    return found
+
+
+def _load_further(config: AlignConfig, policy: Policy, key: str, groups: Sequence[TokenGroup]) -> Policy:
+    path = getattr(config.critical, key)
+    model = load_policy(
+        path, precision=config.model.precision, device=policy.device, trust_remote_code=config.model.trust_remote_code
+    )
+    ours, theirs = (p.causal_lm.config.get_text_config().vocab_size for p in (policy, model))
+    if ours != theirs:
+        raise PolicyError(f"got critical.{key}={path} with a vocabulary of {theirs} — expected the policy's, {ours}")
+    model.settle_layout([groups[0], max(groups, key=lambda group: group.num_tokens)])
+    model.requires_grad_(False)
+    return model
 
 
 def count_shared(train: Sequence[TokenGroup], held_out: Sequence[TokenGroup]) -> int:
@@ -201,6 +288,15 @@ def _encode_part(config: AlignConfig, groups: Sequence[Group], policy: Policy) -
         groups, policy.tokenizer,
         max_tokens=max_tokens, on_too_long=data.on_too_long, on_empty=data.on_empty, on_identical=data.on_identical,
         on_prompt_mismatch=data.on_prompt_mismatch, on_template_error=template.on_error,
-        append_eos=template.append_eos, add_bos=template.add_bos, chat_template=template.chat,
-        train_turns=template.train_turns,
+        **_rendering(config),
     )  # fmt: skip
+
+
+def _rendering(config: AlignConfig) -> dict[str, Any]:
+    template = config.template
+    return {
+        "append_eos": template.append_eos,
+        "add_bos": template.add_bos,
+        "chat_template": template.chat,
+        "train_turns": template.train_turns,
+    }

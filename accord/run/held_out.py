@@ -21,6 +21,7 @@ from accord.policy.reference import Reference
 from accord.policy.sample import SamplingSettings, sample_responses, trained_ends
 from accord.run.metrics import Sums, add_up, example_rows, means, measure
 from accord.run.pair_gradients import measure_gradients, summarise_gradients, with_gradients
+from accord.run.predictions import predict, prediction_sums, summarise_predictions, with_predictions
 from accord.run.scored import Scoring
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ def evaluate(
 ) -> Evaluation:
     """Score held-out groups and answer held-out prompts.
 
+    A reward model is measured on the judgements its objective reads, and neither samples nor has a KL.
     Reward and ranking accuracy come with Wilson intervals, margins with a t-interval; `kl` is the mean over sampled
     responses of log π(y|x) − log π_ref(y|x), y ~ π: an unbiased estimate of KL(π ‖ π_ref) in nats per response.
     Every process must call.
@@ -54,10 +56,12 @@ def evaluate(
     for part in list(chunked(groups, max_batch_tokens, layout=policy.layout))[rank::world]:
         scores, scored = scoring.score(part, facts, statistics=INDICATORS)
         result = scoring.result(scored)
-        parts.append(measure(scored, result, scores) | ranking_sums(scored))
-        rows.extend(example_rows(part, scored, result, step=step))
+        predicted = predict(scoring.spec.needs, scored)  # by a reward model, which has no log-probabilities
+        ranking = ranking_sums(scored) if predicted is None else prediction_sums(scoring.spec.needs, predicted)
+        parts.append(measure(scored, result, scores) | ranking)
+        rows.extend(with_predictions(example_rows(part, scored, result, step=step), predicted))
     sums, rows = add_up(gather(parts)), sorted(gather(rows), key=lambda row: row["index"])
-    metrics = means(sums) | _intervals(sums, rows)
+    metrics = means(sums) | _intervals(sums, rows) | summarise_predictions(scoring.spec.needs, rows)
     if settings.gradient_pairs:
         measured = gather(measure_gradients(scoring, groups[: settings.gradient_pairs][rank::world]))
         metrics |= summarise_gradients(measured)
@@ -88,7 +92,7 @@ def _intervals(sums: Sums, rows: list[dict[str, Any]]) -> dict[str, float]:
         if name in sums:
             successes, total = sums[name]
             found |= wilson(successes * num_prompts / total, num_prompts).as_dict(name)
-    right, num_rankings = whole_rankings(rows)
+    right, num_rankings = whole_rankings([row for row in rows if row["policy_logps"] is not None])
     if num_rankings:
         found |= wilson(right, num_rankings).as_dict("ranking_accuracy/whole")
     found |= summarise_ranking(means(sums))

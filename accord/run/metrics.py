@@ -58,6 +58,8 @@ def measure(scored: ScoredGroups, result: ObjectiveResult, scores: Scores) -> Su
         _add(sums, "log_ratio/response", scored.log_ratio_PK, scored.is_valid_PK)
     for name, values_N in scores.statistics.items():
         _add(sums, f"statistics/{name}", values_N, scores.is_trained_N)
+    if scored.score_PK is not None or scored.pair_score_PKK is not None:  # a reward model has no log-probabilities
+        sums = {name: pair for name, pair in sums.items() if not name.startswith(("logps/", "ranking_accuracy"))}
     return {name: pair for name, pair in sums.items() if pair[1]}
 
 

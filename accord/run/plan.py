@@ -81,7 +81,7 @@ def _time_pass(policy: Policy, groups: Sequence[TokenGroup]) -> float:
     with torch.no_grad():
         policy.score(chosen[:1])  # what happens once, happens here
     started = time.perf_counter()
-    torch.autograd.grad(policy.score(chosen).logps_PK.sum(), trained, allow_unused=True)
+    torch.autograd.grad(policy.score(chosen).graded_PK.sum(), trained, allow_unused=True)
     if policy.device.type == "cuda":
         torch.cuda.synchronize()
     return (time.perf_counter() - started) / sum(group.num_tokens for group in chosen)

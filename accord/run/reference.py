@@ -20,7 +20,7 @@ from accord.policy.averaging import load_soup
 from accord.policy.load import hash_weights, load_policy
 from accord.policy.moving_reference import MovingReference, UpdateRule
 from accord.policy.policy import Policy
-from accord.policy.reference import Reference, base_of, default_cache_folder, opened, reference_key
+from accord.policy.reference import Level, Reference, base_of, default_cache_folder, opened, reference_key
 
 
 class Origin:
@@ -73,7 +73,12 @@ def is_asked_later(config: AlignConfig, spec: ObjectiveSpec, *, is_resumed: bool
         return False
     to_fill = is_resumed and spec.reference
     mismatched = Need.MISMATCHED_KL in spec.needs and config.reference.update == "none"
-    return to_fill or mismatched or config.evaluate.num_samples > 0
+    return to_fill or mismatched or Need.POSITION_KL in spec.needs or config.evaluate.num_samples > 0
+
+
+def level_of(spec: ObjectiveSpec) -> Level:
+    """Return whether an objective reads the reference's log-probabilities token by token, or only their sums."""
+    return "token" if spec.reference and Need.TOKENS in spec.needs else "sequence"
 
 
 def starts_at_base(policy: Policy) -> bool:
@@ -88,6 +93,7 @@ class References:
     fixed: Reference | None
     moving: MovingReference | None
     num_bytes: int  # beside the policy
+    is_of_objective: bool = True  # else only the KL of the evaluation asks
 
     def to_fill(self, groups: Sequence[TokenGroup], held_out: Sequence[TokenGroup]) -> list[TokenGroup]:
         """Return the groups whose log-probabilities are asked of the fixed one again and again."""
@@ -97,7 +103,8 @@ class References:
         self, groups: Sequence[TokenGroup], held_out: Sequence[TokenGroup], batches: Iterable[Sequence[TokenGroup]]
     ) -> list[TokenGroup]:
         """Return what has to be scored, one that moves with every batch: for the plan."""
-        assert self.fixed is not None
+        if self.fixed is None or not self.is_of_objective:
+            return []
         missing = self.fixed.missing(self.to_fill(groups, held_out))
         return missing if self.moving is None else [*missing, *(group for batch in batches for group in batch)]
 
@@ -130,10 +137,12 @@ def make_references(
         key=reference_key(weights, policy, vocabulary=_vocabulary(policy)),
         cache_folder=folder,
         max_tokens=config.train.max_batch_tokens,
+        level=level_of(spec),
     )
-    moving = _make_moving(config, policy, other) if settings.update != "none" else None
+    moving = _make_moving(config, spec, policy, other) if settings.update != "none" else None
     num_bytes = sum(p.numel() * p.element_size() for p in holder.parameters()) if holder is not None else 0
-    return References(fixed=fixed, moving=moving, num_bytes=num_bytes + (moving.num_bytes if moving else 0))
+    num_bytes += moving.num_bytes if moving is not None else 0
+    return References(fixed=fixed, moving=moving, num_bytes=num_bytes, is_of_objective=spec.reference)
 
 
 def _load_other(config: AlignConfig, policy: Policy, groups: Sequence[TokenGroup]) -> Policy:
@@ -161,7 +170,9 @@ def _vocabulary(policy: Policy) -> int:
     return policy.causal_lm.config.get_text_config().vocab_size
 
 
-def _make_moving(config: AlignConfig, policy: Policy, other: Policy | None) -> MovingReference:
+def _make_moving(
+    config: AlignConfig, spec: ObjectiveSpec, policy: Policy, other: Policy | None
+) -> MovingReference:  # fmt: skip
     """Return the reference that follows the policy. It begins as the fixed one, or that is refused."""
     settings = config.reference
     rule = UpdateRule(every=settings.update_every, share=1.0 if settings.update == "hard" else settings.mix)
@@ -177,7 +188,9 @@ def _make_moving(config: AlignConfig, policy: Policy, other: Policy | None) -> M
     if other is not None:
         theirs = dict(other.model.named_parameters())
         start = {name: theirs[name] for name in trained if name in theirs}
-    return MovingReference(policy, rule, max_tokens=config.train.max_batch_tokens, start=start)
+    return MovingReference(
+        policy, rule, max_tokens=config.train.max_batch_tokens, start=start, level=level_of(spec)
+    )  # fmt: skip
 
 
 def check_moves(config: AlignConfig, num_steps: int) -> None:

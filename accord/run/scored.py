@@ -19,15 +19,21 @@ from accord.data.tokens import TokenGroup
 from accord.groups import ObjectiveResult, ScoredGroups, concatenate_groups
 from accord.objectives import Need, ObjectiveSpec
 from accord.policy.head import Statistic
-from accord.policy.judgements import Populations, to_scored_groups
+from accord.policy.judgements import Populations, behaviour_logps, to_scored_groups
 from accord.policy.mismatched import mismatched_groups
 from accord.policy.moving_reference import MovingReference
 from accord.policy.policy import Policy, Scores
+from accord.policy.prompt_embedding import prompt_embeddings
 from accord.policy.reference import Reference
+from accord.policy.tokens.scored import to_scored_tokens
 
 T = TypeVar("T")
 Gather = Callable[[list[Any]], list[Any]]
 """Join the lists of all processes, in rank order."""
+OF_TOKENS = {
+    Need.TOKENS, Need.TOKEN_WEIGHTS, Need.EDITS, Need.LOG_SUM_SQ, Need.POSITION_KL, Need.CRITICAL,
+}  # fmt: skip
+"""What objectives are shown as `ScoredGroups.tokens`."""
 _REFERENCE = "reference/"  # before the names of its weights among what moves
 
 
@@ -52,7 +58,7 @@ class Scoring:
     share: tuple[int, int] = (0, 1)
     gather: Gather = lambda parts: parts
     state: dict[str, Tensor] = field(default_factory=dict)  # of `spec.state`; moves once per optimiser step
-    populations: Populations = Populations()  # judges and strata of the run's groups
+    populations: Populations = field(default_factory=Populations)  # judges and strata of the run's groups
     moving_reference: MovingReference | None = None  # asked in training instead of the fixed one
 
     def facts(self, batch: Sequence[TokenGroup], *, visit: int, max_tokens: int, is_split: bool) -> BatchFacts:
@@ -79,11 +85,19 @@ class Scoring:
         statistics: Sequence[Statistic] = (),
     ) -> tuple[Scores, ScoredGroups]:
         """Score groups that lie at `places` of the batch; `module` is the policy inside a wrapper for many devices."""
-        scores = (module or self.policy)(groups, statistics=statistics)
-        reference_PK, reference = None, self._reference_at(facts.visit)
-        if reference is not None and self.spec.reference:
-            reference_PK = reference.logps(groups, scores.logps_PK)
+        needs, reference = self.spec.needs, self._reference_at(facts.visit) if self.spec.reference else None
+        if Need.LOG_SUM_SQ in needs and "log_sum_sq" not in statistics:
+            statistics = (*statistics, "log_sum_sq")
+        # before the policy's own pass: a reference may put other values in the policy's place while it is read
+        readout = reference.readout(groups) if reference is not None and Need.POSITION_KL in needs else None
+        scores = (module or self.policy)(groups, statistics=statistics, reference=readout)
+        reference_PK = None if reference is None else reference.logps(groups, scores.logps_PK)
         scored = to_scored_groups(groups, scores, reference_PK, facts.mismatched_kl)
+        if needs & OF_TOKENS:
+            reference_N = None
+            if reference is not None and reference.level == "token":
+                reference_N = reference.token_logps(groups, scores.token_logps_N)
+            scored = replace(scored, tokens=to_scored_tokens(groups, scores, reference_N))
         return scores, self._with_facts(scored, groups, facts, places)
 
     def result(self, scored: ScoredGroups) -> ObjectiveResult:
@@ -123,6 +137,10 @@ class Scoring:
         self, scored: ScoredGroups, groups: Sequence[TokenGroup], facts: BatchFacts, places: Sequence[int] | None
     ) -> ScoredGroups:
         device, more = scored.num_tokens_PK.device, {}
+        if Need.BEHAVIOUR in self.spec.needs:
+            more["behaviour_logps_PK"] = behaviour_logps(groups, scored.policy_logps_PK)
+        if Need.PROMPT_EMBEDDINGS in self.spec.needs:
+            more["prompt_embedding_PE"] = prompt_embeddings(self.policy, groups)
         if Need.DRAWS in self.spec.needs:
             seeds = [_draw_seed(self.seed, facts.visit, group.index) for group in groups]
             more["draw_seed_P"] = torch.tensor(seeds, device=device)
@@ -133,7 +151,8 @@ class Scoring:
         if self.spec.state is not None:
             more["state"] = {name: value.to(device) for name, value in self.state.items()}
         if Need.BATCH in self.spec.needs:
-            more["batch"] = facts.batch if facts.batch is not None else _moved(scored, "detach")
+            alone = replace(scored, **more | {"state": None})  # where the micro-batch is the batch
+            more["batch"] = facts.batch if facts.batch is not None else _moved(alone, "detach")
             more["place_P"] = torch.tensor(
                 list(places) if facts.batch is not None and places is not None else range(len(groups)), device=device
             )
@@ -225,4 +244,4 @@ def _mapped(record: T, change: Callable[[Tensor], Tensor]) -> T:
             changed[name] = change(value)
         elif is_dataclass(value):
             changed[name] = _mapped(value, change)
-    return replace(record, **changed)  # type: ignore[type-var]  # as above
+    return replace(record, **changed)  # type: ignore[type-var]  # a dataclass, as above

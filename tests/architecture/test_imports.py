@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "alignment": {
         "config", "errors", "evaluation", "objectives", "policy", "records", "run", "store", "tracking", "train",
     },
+    "rounds": {"alignment", "config", "durable", "errors", "policy"},
 }  # fmt: skip
 EVERYTHING = set(ALLOWED) | {"lab", "accord"}
 ALLOWED["lab"] = EVERYTHING - {"accord", "terminal"}

@@ -126,8 +126,8 @@ def test_slic_costs_nothing_from_the_margin_on():
 
 
 def test_rrhf_orders_means_and_imitates_the_best_alone():
-    """Means −4/3, −1, −2/5·… of lengths 3, 4, 5; judged 0 > 1 > 2 in full: one pair is in the wrong order."""
-    groups = group([(0, 1), (0, 2), (1, 2)], [-4.5, -4.0, -10.0])  # means −1.5, −1, −2
+    """Judged 0 > 1 > 2 in full, means −1.5, −1, −2: one pair of three is in the wrong order."""
+    groups = group([(0, 1), (0, 2), (1, 2)], [-4.5, -4.0, -10.0])  # lengths 3, 4, 5
     loss_P = rrhf(groups, nll_weight=2.0).loss_P
     assert loss_P.item() == pytest.approx((-1.0 + 1.5) / 3 + 2 * 1.5, abs=1e-12)
     assert slopes(loss_P, groups) == pytest.approx([-1 / 3 / 3 - 2 / 3, 1 / 4 / 3, 0.0], abs=1e-12)

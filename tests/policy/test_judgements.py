@@ -6,9 +6,20 @@ import pytest
 import torch
 
 from accord.data.tokens import TokenGroup, TokenResponse
-from accord.policy.judgements import judgement_tensors, labels, preferences, ratings
+from accord.errors import DataError
+from accord.policy.judgements import (
+    ANONYMOUS,
+    Populations,
+    behaviour_logps,
+    judgement_tensors,
+    labels,
+    preferences,
+    ratings,
+    votes,
+    win_fractions,
+)
 from accord.policy.mismatched import mismatched_groups
-from accord.records import Comparison, Critique, Judgement, Label, Outcome, Ranking, Rating, Verdict
+from accord.records import Comparison, Critique, Group, Judgement, Label, Outcome, Ranking, Rating, Response, Verdict
 
 
 def group(num_responses: int, *judgements: Judgement, prompt: tuple[int, ...] = (2, 3)) -> TokenGroup:
@@ -136,3 +147,117 @@ def test_several_judges_are_a_vote() -> None:
     up, down = Label(response=0, is_desirable=True), Label(response=0, is_desirable=False)
     assert labels([up] * 9 + [down], {}) == {0: True}
     assert labels([up, down], {}) == {}
+
+
+# Win fractions, and what the sampler said ----------------------------------------------------------------------------
+
+
+def compared(better: int, worse: int, *, is_tie: bool = False) -> Comparison:
+    return Comparison(better=better, worse=worse, is_tie=is_tie)
+
+
+@pytest.mark.parametrize(
+    ("judgements", "expected"),
+    [
+        ([compared(0, 1)], {(0, 1): 1.0, (1, 0): 0.0}),
+        ([compared(0, 1), compared(0, 1), compared(1, 0)], {(0, 1): 2 / 3, (1, 0): 1 / 3}),  # votes are kept
+        ([compared(0, 1), TIE], {(0, 1): 0.75, (1, 0): 0.25}),
+        ([TIE, rated(0, 3.0), rated(1, 1.0)], {(0, 1): 0.5, (1, 0): 0.5}),  # what was compared goes first
+        (
+            [Ranking(order=((2,), (0, 1)))],
+            {(2, 0): 1.0, (0, 2): 0.0, (2, 1): 1.0, (1, 2): 0.0, (0, 1): 0.5, (1, 0): 0.5},
+        ),
+        ([rated(0, 3.0), rated(1, 1.0)], {(0, 1): 1.0, (1, 0): 0.0}),
+        ([rated(0, 2.0), rated(1, 2.0)], {(0, 1): 0.5, (1, 0): 0.5}),
+        ([good(0), bad(1)], {(0, 1): 1.0, (1, 0): 0.0}),
+        ([rated(0, 2.0)], {}),
+        ([], {}),
+    ],
+)
+def test_win_fractions(judgements, expected):
+    assert win_fractions(judgements) == pytest.approx(expected)
+
+
+def test_win_fractions_as_tensors_are_half_where_nobody_compared():
+    found = judgement_tensors([group(3, compared(0, 1), compared(0, 1), compared(1, 0))], torch.zeros(1, 4))
+    assert found["win_frac_PKK"][0, :2, :2].flatten().tolist() == pytest.approx([0.5, 2 / 3, 1 / 3, 0.5])
+    assert found["is_compared_PKK"].nonzero().tolist() == [[0, 0, 1], [0, 1, 0]]
+    assert (found["win_frac_PKK"][0, 2:] == 0.5).all()
+
+
+def sampled(*logps: tuple[float, ...] | None, tokens: tuple[int, ...] = (5, 6), **changes) -> TokenGroup:
+    """A group of sampled responses of two tokens, with what the sampler said of them."""
+    responses = tuple(Response(token_ids=tokens, behaviour_logps=said) for said in logps)
+    source = Group(prompt="", responses=responses, origin="file:7")
+    encoded = tuple(TokenResponse(ids=tokens[:2], **changes) for _ in logps)
+    return TokenGroup(prompt_ids=(2,), responses=encoded, source=source)
+
+
+def test_the_samplers_log_probabilities_are_summed_over_the_same_tokens():
+    groups = [sampled((-1.0, -0.5), (-2.0, -0.25)), sampled((-3.0, -1.0), is_trained=(False, True))]
+    expected = [[-1.5, -2.25], [-1.0, 0.0]]  # 0 in the padding slot
+    assert behaviour_logps(groups, torch.zeros(2, 2)).tolist() == expected
+    cut = sampled((-1.0, -0.5, -7.0), tokens=(5, 6, 8), was_truncated=True)
+    assert behaviour_logps([cut], torch.zeros(1, 1)).tolist() == [[-1.5]]
+
+
+@pytest.mark.parametrize("said", [None, (-1.0,), (-1.0, -2.0, -3.0)])
+def test_missing_log_probabilities_of_the_sampler_are_named(said):
+    with pytest.raises(DataError, match=r"file:7: got \d behaviour_logps for a response of 2 tokens"):
+        behaviour_logps([sampled(said)], torch.zeros(1, 1))
+    with pytest.raises(DataError, match="got 0 behaviour_logps"):
+        behaviour_logps([group(1)], torch.zeros(1, 1))
+
+
+# -- who judged, and whom a group stands for ---------------------------------------------------------------------------
+
+
+def by(judge: str | None, better: int, worse: int, **more: bool) -> Comparison:
+    return Comparison(better=better, worse=worse, judge=judge, **more)
+
+
+@pytest.mark.parametrize(
+    ("judgements", "expected"),
+    [
+        ((), []),
+        ((by("ann", 0, 1), by("bob", 1, 0)), [(0, 1, "ann"), (1, 0, "bob")]),  # no vote is counted yet
+        ((by("ann", 0, 1), by("ann", 1, 0)), [(0, 1, "ann"), (1, 0, "ann")]),  # asked twice
+        ((by(None, 0, 1), by("", 2, 1)), [(0, 1, ANONYMOUS), (2, 1, ANONYMOUS)]),
+        ((by("ann", 0, 1, is_tie=True),), []),
+        ((Ranking(order=((1,), (0, 2)), judge="ann"),), [(1, 0, "ann"), (1, 2, "ann")]),
+        ((Rating(response=0, value=1, judge="ann"), Rating(response=1, value=4, judge="ann")), [(1, 0, "ann")]),
+        ((Rating(response=0, value=1, judge="ann"), Rating(response=1, value=4, judge="bob")), []),  # other scales
+        ((good(0), bad(1)), [(0, 1, ANONYMOUS)]),
+        ((by("ann", 0, 1), rated(0, 1), rated(1, 5)), [(0, 1, "ann")]),  # where pairs were judged, they count
+    ],
+)
+def test_votes(judgements: tuple[Judgement, ...], expected: list[tuple[int, int, str]]) -> None:
+    assert votes(judgements) == expected
+
+
+def in_stratum(name: str | None, *judgements: Judgement) -> TokenGroup:
+    extra = {} if name is None else {"stratum": name}
+    source = Group(prompt="x", responses=(Response(content="a"), Response(content="b")), extra=extra)
+    return TokenGroup(
+        prompt_ids=(2,), responses=(TokenResponse(ids=(4,)), TokenResponse(ids=(5,))), judgements=judgements,
+        source=source,
+    )  # fmt: skip
+
+
+def test_populations_are_numbered_by_name_and_their_shares_counted() -> None:
+    groups = [
+        in_stratum("b", by("eve", 0, 1)), in_stratum("a", by("ann", 1, 0), by("eve", 0, 1)), in_stratum("b"),
+        in_stratum("b"),
+    ]  # fmt: skip
+    found = Populations.of(groups)
+    assert (found.judges, found.strata, found.stratum_fracs) == (("ann", "eve"), ("a", "b"), (0.25, 0.75))
+    assert Populations.of(groups[::-1]) == found
+    tensors = found.votes_of(groups, torch.device("cpu"))
+    assert tensors.is_valid_PC.tolist() == [[True, False], [True, True], [False, False], [False, False]]
+    assert tensors.judge_PC[:2].tolist() == [[1, 0], [0, 1]]
+    assert tensors.better_PC[:2].tolist() == [[0, 0], [1, 0]]
+    assert tensors.worse_PC[:2].tolist() == [[1, 0], [0, 1]]
+    strata = found.strata_of(groups[:2], torch.zeros(2, 2, dtype=torch.float32))
+    assert (strata["stratum_P"].tolist(), strata["stratum_frac_P"].tolist()) == ([1, 0], [0.75, 0.25])
+    assert strata["stratum_frac_P"].dtype == torch.float32
+    assert Populations.of([in_stratum(None)]) == Populations()

@@ -159,17 +159,21 @@ def _response_to_json(response: Response) -> dict[str, Any]:
         row["behaviour_logps"] = list(response.behaviour_logps)
     if response.source is not None:
         row["source"] = response.source
+    if response.token_weights is not None:
+        row["token_weights"] = list(response.token_weights)
     return row
 
 
 def _response_from_json(row: Mapping[str, Any]) -> Response:
     content, token_ids, logps = row.get("content"), row.get("token_ids"), row.get("behaviour_logps")
+    weights = row.get("token_weights")
     return Response(
         content=None if content is None else _text_from_json(content),
         token_ids=None if token_ids is None else tuple(token_ids),
         finish_reason=FinishReason(row.get("finish_reason", "unknown")),
         behaviour_logps=None if logps is None else tuple(float(value) for value in logps),
         source=row.get("source"),
+        token_weights=None if weights is None else tuple(float(value) for value in weights),
     )
 
 

@@ -11,6 +11,8 @@ from dataclasses import replace
 
 from accord.claims import Claim
 from accord.lab.optima import (
+    batchwise,
+    combined,
     likelihood,
     listwise,
     logic,
@@ -20,6 +22,7 @@ from accord.lab.optima import (
     reference_free,
     references,
     reward_model,
+    robust,
     sampled,
     token_level,
 )
@@ -31,15 +34,17 @@ CLAIMS: dict[str, Callable[[], Iterator[Claim]]] = {
     **pairwise.CLAIMS,
     **pairwise_links.CLAIMS,
     **reference_free.CLAIMS,
+    **batchwise.CLAIMS,
     **pointwise.CLAIMS,
     **listwise.CLAIMS,
     **sampled.CLAIMS,
     **reward_model.CLAIMS,
+    **robust.CLAIMS,
     **token_level.CLAIMS,
     **logic.CLAIMS,
 }
 
-OUTER: dict[str, Callable[[], Iterator[Claim]]] = {**references.CLAIMS}
+OUTER: dict[str, Callable[[], Iterator[Claim]]] = {**combined.CLAIMS, **references.CLAIMS}
 """Claims of what is no row: subject → generator."""
 
 
@@ -49,7 +54,7 @@ def objective_claims() -> list[Claim]:
 
 
 def outer_claims() -> list[Claim]:
-    """Return the claims of references that move, outer loops and soups; each name starts with its subject."""
+    """Return the claims of sums, references that move, outer loops and soups; each name starts with its subject."""
     return [replace(claim, name=f"{name}: {claim.name}") for name, claims in OUTER.items() for claim in claims()]
 
 

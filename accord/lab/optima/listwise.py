@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -251,34 +252,43 @@ def _nca_claims() -> Iterator[Claim]:
 
 
 def _sppo_claims() -> Iterator[Claim]:
-    world, beta = build_world(bradley_terry=False), 2.0
+    world, eta = build_world(bradley_terry=False), 0.5
     index_GK, weight_P1, rest = _all_but_one(world)
-    reached, target_PK = _play(world, index_GK, weight_P1, beta)
+    reached, target_PK = _play(world, index_GK, weight_P1, eta)
     yield equal_everywhere(
-        "u = (P − 1/2)/β",
+        "u = η (P − 1/2)",
         target_PK,
         (reached - world.reference_logps_PK)[:, index_GK[0]],
         note=f"response {rest} is never shown and takes up the rest of the probability",
     )
     everyone = torch.arange(len(world.responses))[None]
-    reached, target_PK = _play(world, everyone, weight_P1, beta)
+    reached, target_PK = _play(world, everyone, weight_P1, eta)
     force_PK = (reached - world.reference_logps_PK - target_PK) / reached.exp()
     yield equal_everywhere(
-        "all responses shown: u − (P − 1/2)/β is proportional to π, the price of adding up to one",
+        "all responses shown: u − η (P − 1/2) is proportional to π, the price of adding up to one",
         force_PK.mean(dim=1, keepdim=True).expand_as(force_PK),
         force_PK,
     )
 
+    pairs = groups_from_pairs(
+        torch.tensor([[-12.0, -15.0], [-3.0, -1.0]], dtype=torch.float64),
+        reference_logps_P2=torch.tensor([[-13.0, -14.5], [-2.0, -2.5]], dtype=torch.float64),
+    )
+    wins = {"win_frac_PKK": 0.5 + 0.5 * ranked_in_order(2).double() - 0.5 * ranked_in_order(2).double().mT}
+    hard = replace(pairs, is_compared_PKK=~torch.eye(2, dtype=torch.bool).expand(2, 2, 2), **wins)
+    rows = [OBJECTIVES[name].fn(hard, eta=eta).loss_P for name in ("sppo_hard", "sppo")]
+    yield equal_everywhere("two responses, unanimous judges: sppo_hard", *rows, tolerance=1e-12)
 
-def _play(world: EnumerableWorld, index_1K: Tensor, weight_P1: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+
+def _play(world: EnumerableWorld, index_1K: Tensor, weight_P1: Tensor, eta: float) -> tuple[Tensor, Tensor]:
     (index_K,) = index_1K
     win_frac_PKK = world.rater_frac_PKK[:, index_K][:, :, index_K]
     is_compared = ~torch.eye(len(index_K), dtype=torch.bool)[None]
     win_frac_PK = torch.where(is_compared, win_frac_PKK, 0.0).sum(dim=2) / (len(index_K) - 1)
     policy = SoftmaxPolicy(world.reference_logps_PK)
     wins = {"win_frac_PKK": win_frac_PKK, "is_compared_PKK": is_compared}
-    reached = train_on(policy, lambda logps_PK: shown(world, logps_PK, index_1K, weight_P1, **wins), "sppo", beta=beta)
-    return reached, (win_frac_PK - 0.5) / beta
+    reached = train_on(policy, lambda logps_PK: shown(world, logps_PK, index_1K, weight_P1, **wins), "sppo", eta=eta)
+    return reached, eta * (win_frac_PK - 0.5)
 
 
 def _all_but_one(world: EnumerableWorld) -> tuple[Tensor, Tensor, int]:

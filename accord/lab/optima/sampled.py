@@ -224,13 +224,29 @@ def _nce_claims() -> Iterator[Claim]:
     population = population_at(reached)
     (slope,) = torch.autograd.grad(population.mean(OBJECTIVES["nce"].fn(population.groups, beta=BETA)), level)
     yield Claim.equal("and c, the log-normaliser, rests there", expected=0.0, reached=slope.item(), tolerance=1e-6)
-    delta = torch.tensor(0.4, dtype=torch.float64)
-    pair = replace(_pairs(), state={"log_normaliser": delta})
-    reward_PK = BETA * pair.log_ratio_PK
-    bco = torch.nn.functional.softplus(delta - reward_PK[:, 0]) + torch.nn.functional.softplus(reward_PK[:, 1] - delta)
-    yield equal_everywhere(
-        "one negative: BCO with δ = c", bco, OBJECTIVES["nce"].fn(pair, beta=BETA).loss_P, tolerance=EXACT
-    )
+    yield from _bco_claims()
+
+
+def _bco_claims() -> Iterator[Claim]:
+    """NCE with one negative and intercept c is BCO with δ = c, and without an intercept its pair form."""
+    for name, level in (("bco", 0.4), ("bco_pair", 0.0)):
+        pair = _pairs()
+        desirable_PK = torch.tensor([[True, False]]).expand(2, 2)
+        count = torch.tensor(1.0, dtype=torch.float64)
+        state = {"log_normaliser": level * count, "reward_sum": level * count, "num_rewards": count}
+        found = []
+        for row in (name, "nce"):
+            logps_PK = pair.policy_logps_PK.clone().requires_grad_()
+            groups = replace(
+                pair, policy_logps_PK=logps_PK, state=state,
+                desirable_PK=desirable_PK, is_labelled_PK=torch.ones_like(desirable_PK),
+            )  # fmt: skip
+            loss_P = OBJECTIVES[row].fn(groups, beta=BETA).loss_P
+            (gradient_PK,) = torch.autograd.grad(loss_P.sum(), logps_PK)
+            found.append(torch.cat([loss_P.detach(), gradient_PK.flatten()]))
+        yield equal_everywhere(
+            f"one negative, c = {level:g}: {name}, value and gradient of the pair", *found, tolerance=EXACT
+        )
 
 
 def _cnce_claims() -> Iterator[Claim]:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from accord.claims import Claim
-from accord.data.edits import kept_tokens
 from accord.groups import ScoredTokens
 from accord.lab.enumerable import (
     EnumerableWorld,
@@ -27,6 +26,7 @@ from accord.lab.enumerable import (
 from accord.lab.optima._training import BETA, chain_differences, chain_rater_frac, log_ratio
 from accord.lab.row_checks import equal_everywhere
 from accord.objectives import OBJECTIVES
+from accord.policy.tokens.edits import kept_tokens
 
 Facts = Callable[[ScoredTokens], ScoredTokens]
 """Adds what came with the data or from other models."""

@@ -119,7 +119,7 @@ def pro(groups: ScoredGroups, *, sft_weight: Annotated[float, Ge(0)] = 0.05) -> 
     margin_PKK = torch.where(pairs_PKK, own_PKK - gap_PKK * mean_logp_PK[:, None, :], 0.0)
     is_best_PK = best_judged(pairs_PKK)
     best_nll_P = torch.where(is_best_PK, -mean_logp_PK, 0.0).sum(dim=1) / is_best_PK.sum(dim=1).clamp(min=1)
-    num_rated_P = (pairs_PKK.any(dim=1) | pairs_PKK.any(dim=2)).sum(dim=1)
+    num_rated_P = (pairs_PKK.any(dim=1) | pairs_PKK.any(dim=2)).to(best_nll_P.dtype).sum(dim=1)
     loss_P = softmax_link(margin_PKK, pairs_PKK).sum(dim=1) + sft_weight * (num_rated_P - 1).square() * best_nll_P
     return group_losses(groups, pairs_PKK.any(dim=(1, 2)), loss_P, mean_logp_PK)
 

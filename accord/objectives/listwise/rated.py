@@ -148,18 +148,19 @@ def dpo_rw(
     return _sum_over_rated(groups, is_used_PK, loss_PK, implicit_reward_PK)
 
 
-def sppo(groups: ScoredGroups, *, beta: Annotated[float, Gt(0)] = 0.001) -> ObjectiveResult:
+def sppo(groups: ScoredGroups, *, eta: Annotated[float, Gt(0)] = 10.0) -> ObjectiveResult:
     """Regress each log-ratio on how often the response beats the others of its group (SPPO).
 
-    Formula: Σ_i (u_i − (P_i − 1/2)/β)², P_i the mean, over the responses it was compared with, of the fraction of
-    judges who prefer it; 1/β is the paper's η.
-    Gradient: ∂/∂log π(y_i) = 2 (u_i − (P_i − 1/2)/β).
-    Optimum: u_i = (P_i − 1/2)/β where the policy can satisfy all at once, that is Σ π_ref e^u = 1 permits; over all
-    responses of a normalised policy, u_i − (P_i − 1/2)/β is proportional to π(y_i).
+    Formula: Σ_i (u_i − η (P_i − 1/2))², P_i the mean, over the responses it was compared with, of the fraction of
+    judges who prefer it.
+    Gradient: ∂/∂log π(y_i) = 2 (u_i − η (P_i − 1/2)).
+    Optimum: u_i = η (P_i − 1/2) where the policy can satisfy all at once, that is Σ π_ref e^u = 1 permits; over all
+    responses of a normalised policy, u_i − η (P_i − 1/2) is proportional to π(y_i).
     Use: for self-play rounds with a preference model that need not be transitive; the reference is the round's start.
     Limits: takes win fractions, made from several judges' comparisons and rankings, or 0, 1/2, 1 from ratings; a tie is
     1/2; a response nobody compared takes no part, and P_i leaves out the response itself, so that a hard pair has P = 1
-    and 0; targets reach ±1/(2β) nats; log Z is replaced by the 1/2; a sum, so larger groups weigh more.
+    and 0 as in `sppo_hard`; the published runs use η = 1000 with small steps; log Z is taken as η/2; a sum over
+    responses, so larger groups weigh more.
     Source: Wu et al. 2024, arXiv:2405.00675.
 
     >>> import torch
@@ -169,7 +170,7 @@ def sppo(groups: ScoredGroups, *, beta: Annotated[float, Gt(0)] = 0.001) -> Obje
     ...     win_frac_PKK=torch.tensor([[[0.5, 1.0], [0.0, 0.5]]]),
     ...     is_compared_PKK=torch.tensor([[[False, True], [True, False]]]),
     ... )
-    >>> sppo(pair, beta=0.1).loss_P.item()  # (1 − 5)² + (−0.5 + 5)²
+    >>> sppo(pair, eta=10.0).loss_P.item()  # (1 − 5)² + (−0.5 + 5)²
     36.25
     """
     assert groups.win_frac_PKK is not None, "the spec declares that sppo needs win fractions"
@@ -178,10 +179,10 @@ def sppo(groups: ScoredGroups, *, beta: Annotated[float, Gt(0)] = 0.001) -> Obje
     is_used_PKK = groups.is_compared_PKK & is_valid_PK[:, :, None] & is_valid_PK[:, None, :]
     num_others_PK = is_used_PKK.sum(dim=2)
     win_frac_PK = torch.where(is_used_PKK, groups.win_frac_PKK, 0.0).sum(dim=2) / num_others_PK.clamp(min=1)
-    loss_PK = squared_link(log_ratio_PK, (win_frac_PK - 0.5) / beta)
+    loss_PK = squared_link(log_ratio_PK, eta * (win_frac_PK - 0.5))
     is_used_PK = num_others_PK > 0
     loss_P = torch.where(is_used_PK, loss_PK, 0.0).sum(dim=1)
-    return group_losses(groups, is_used_PK.any(dim=1), loss_P, beta * log_ratio_PK)
+    return group_losses(groups, is_used_PK.any(dim=1), loss_P, log_ratio_PK)
 
 
 # Parts ---------------------------------------------------------------------------------------------------------------
@@ -255,7 +256,7 @@ ROWS: dict[str, ObjectiveSpec] = {
         needs=frozenset({Need.WIN_FRACTIONS}),
         reference=True,
         proof="optimum",
-        implicit_reward="β·log(π/π_ref)",
+        implicit_reward="log(π/π_ref)",
         paper="Wu et al. 2024, arXiv:2405.00675",
     ),
 }

@@ -1,6 +1,6 @@
 """Objectives of judged pairs, one file per kind of score and link; their rows together."""
 
-from accord.objectives.pairwise import anchored, divergence, imitation, logistic, reference_free, targets
+from accord.objectives.pairwise import anchored, batchwise, divergence, imitation, logistic, reference_free, targets
 from accord.objectives.spec import ObjectiveSpec
 
 ROWS: dict[str, ObjectiveSpec] = {
@@ -10,4 +10,5 @@ ROWS: dict[str, ObjectiveSpec] = {
     **divergence.ROWS,
     **anchored.ROWS,
     **reference_free.ROWS,
+    **batchwise.ROWS,
 }

@@ -9,7 +9,7 @@ Axes and notation as in `logistic`.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,7 @@ def f_dpo(
     Optimum: s(y_w) − s(y_l) = logit(p)/β; with Bradley–Terry raters the maximiser of E[r] − β D_f(π, π_ref).
     Use: "forward_kl" and "alpha" towards it keep the reference's variety, "reverse_kl" (which is `dpo`) seeks its mode;
     "js" is the usual compromise.
-    Limits: `alpha` is read by "alpha" only; it tends to reverse KL at 0 and forward KL at 1 (other code counts 1 − α).
+    Limits: `alpha` is for "alpha" only; it tends to reverse KL at 0 and forward KL at 1 (other code counts 1 − α).
     "forward_kl", "js" and "alpha" cannot raise a response's score beyond a bound, so margins of good responses stall
     and those of bad ones grow. e^−u is continued along its tangent for −αu > 30 nats (α = 1 for "forward_kl").
     Source: Wang et al. 2023, arXiv:2309.16240.
@@ -96,6 +96,12 @@ def chi_po(
     return mean_over_pairs(groups, pairs_PKK, soft_label_link(margin_PKK), beta * score_PK)
 
 
+def _check_f_dpo(*, divergence: str, alpha: float, **_: Any) -> None:
+    """Refuse a setting without effect."""
+    if divergence != "alpha" and alpha != 0.5:
+        raise ValueError(f"alpha={alpha} has no use: divergence={divergence} does not read it — leave it out")
+
+
 ROWS: dict[str, ObjectiveSpec] = {
     "f_dpo": ObjectiveSpec(
         fn=f_dpo,
@@ -104,6 +110,7 @@ ROWS: dict[str, ObjectiveSpec] = {
         reference=True,
         is_difference_only=True,
         initial_loss=lambda **_: math.log(2.0),
+        check=_check_f_dpo,
         proof="optimum",
         implicit_reward="β·f′(π/π_ref)",
         paper="Wang et al. 2023, arXiv:2309.16240",

@@ -172,7 +172,8 @@ def dpo_length_reg(
     0.630258
     """
     pairs_PKK = judged_pairs(groups)
-    implicit_reward_PK = beta * log_ratios(groups) + alpha * groups.num_tokens_PK
+    log_ratio_PK = log_ratios(groups)
+    implicit_reward_PK = beta * log_ratio_PK + alpha * groups.num_tokens_PK.to(log_ratio_PK.dtype)
     loss_PKK = soft_label_link(pair_margins(pairs_PKK, implicit_reward_PK))
     return mean_over_pairs(groups, pairs_PKK, loss_PKK, implicit_reward_PK)
 
@@ -314,6 +315,7 @@ ROWS: dict[str, ObjectiveSpec] = {
         reference=True,
         is_difference_only=True,
         initial_loss=lambda **_: 0.5 * (math.log(2.0) + 1.0),
+        learns_from_reference=False,  # the local maximum lies just beyond
         proof="fixed point",
         implicit_reward="β·log(π/π_ref)",
         paper="Lu et al. 2024, arXiv:2406.08414",

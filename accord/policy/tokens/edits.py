@@ -8,9 +8,9 @@ from collections.abc import Sequence
 def kept_tokens(one: Sequence[int], other: Sequence[int]) -> tuple[list[bool], list[bool]]:
     """Return for each token of two versions whether a global alignment pairs it with an equal one.
 
-    Needleman–Wunsch with +1 for equal tokens, −1 for unequal ones and for gaps; of equally good alignments the one that
-    pairs tokens as late as possible, and pairs rather than leaves a gap. What is not kept was deleted, inserted or
-    substituted. Time and memory grow with the product of the lengths, but for a common beginning and end.
+    Needleman–Wunsch with +1 for equal tokens, −1 for unequal ones and for gaps; of equally good alignments always the
+    same one. What is not kept was deleted, inserted or substituted. Time and memory grow with the product of the
+    lengths, but for a common beginning and end.
     """
     start, end = _common_ends(one, other)
     rows, columns = one[start : len(one) - end], other[start : len(other) - end]
