@@ -24,6 +24,7 @@ from accord.config import (
     idle_keys,
     settle_reward_model,
 )
+from accord.data.tokens import TokenGroup
 from accord.errors import AccordError, ConfigError, DataError, PolicyError, StoreError
 from accord.evaluation.report import write_report
 from accord.objectives import Need, ObjectiveSpec
@@ -110,8 +111,6 @@ def align(
     _check_size_counted(config, policy)
     config = _with_rate(config, spec, policy)
     train, held_out, report = encode_run_data(config, data, policy)
-    if isinstance(policy, RewardModel):
-        train, held_out = ([policy.sized(group) for group in part] for part in (train, held_out))
     hashes = {"data_hash": hash_data(data, train, held_out)}
     with memory_for("checking the layout and the reference"):
         settle_layout(policy, train)
@@ -124,17 +123,8 @@ def align(
         with memory_for("asking further models about tokens"):
             train, held_out = with_token_facts(config, spec, policy, train, held_out)
     is_at_base = starts_at_base(policy)
-    starts_at_known_loss = spec.reference and config.reference.is_own_start and is_at_base
-    if isinstance(policy, RewardModel):
-        starts_at_known_loss = policy.starts_at_zero
-    populations = Populations.of([*train, *held_out])
-    loop = Loop(
-        policy=policy, groups=train, eval_groups=held_out, spec=spec, objective_settings=config.objective.settings,
-        reference=references.fixed, moving_reference=references.moving, settings=config.train,
-        evaluation=config.evaluate, accelerator=accelerator, progress=progress,
-        objective_state=start_state(spec, config.objective.settings, populations), populations=populations,
-        starts_at_reference=starts_at_known_loss,
-    )  # fmt: skip
+    loop = _make_loop(config, policy, train, held_out, references, accelerator, is_at_base=is_at_base)
+    loop.progress = progress
     check_moves(config, loop.num_steps)
     origin.is_untouched = lambda: loop.state.step == 0
     with memory_for("timing a pass for the plan"):
@@ -166,6 +156,21 @@ def align(
     finally:
         if loop.tracker is not None:
             loop.tracker.close()
+
+
+def _make_loop(
+    config: AlignConfig, policy: Policy, train: list[TokenGroup], held_out: list[TokenGroup], references: References,
+    accelerator: Accelerator, *, is_at_base: bool,
+) -> Loop:  # fmt: skip
+    spec, settings = config.objective.spec, config.objective.settings
+    populations = Populations.of([*train, *held_out])
+    return Loop(
+        policy=policy, groups=train, eval_groups=held_out, spec=spec, objective_settings=settings,
+        reference=references.fixed, moving_reference=references.moving, settings=config.train,
+        evaluation=config.evaluate, accelerator=accelerator,
+        objective_state=start_state(spec, settings, populations), populations=populations,
+        starts_at_reference=_starts_at_known_loss(config, spec, policy, is_at_base=is_at_base),
+    )  # fmt: skip
 
 
 def _run(
@@ -250,6 +255,13 @@ def _load_policy(config: AlignConfig, spec: ObjectiveSpec, accelerator: Accelera
             gradient_checkpointing=model.gradient_checkpointing, compile=model.compile, revision=model.revision,
             trust_remote_code=model.trust_remote_code,
         )  # fmt: skip
+
+
+def _starts_at_known_loss(config: AlignConfig, spec: ObjectiveSpec, policy: Policy, *, is_at_base: bool) -> bool:
+    """Whether the first loss is known: policy = reference, or a reward model with a head of zeros."""
+    if isinstance(policy, RewardModel):
+        return policy.starts_at_zero
+    return spec.reference and config.reference.is_own_start and is_at_base
 
 
 def _loader(spec: ObjectiveSpec) -> Callable[..., Policy]:

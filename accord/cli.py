@@ -157,6 +157,11 @@ def _outcome(summary: dict[str, Any], folder: str) -> str:
     for key, name in (
         ("rewards/accuracies", "held-out reward accuracy"),
         ("ranking_accuracy", "held-out ranking accuracy"),
+        ("labels/accuracies", "held-out accuracy on labels"),
+        ("steps/accuracies", "held-out accuracy on steps"),
+        ("pairs/accuracies", "held-out accuracy on pairs"),
+        ("calibration/brier", "held-out Brier score"),
+        ("calibration/ece", "held-out calibration error"),
         ("rewards/margins", "held-out margin"),
         ("kl", "KL from the reference, nats"),
         ("loss", "held-out loss"),
@@ -200,9 +205,14 @@ def _verify(parsed: argparse.Namespace) -> int:
     from accord.terminal import print_claims, quiet_libraries
 
     quiet_libraries()
+    import torch
+
     from accord.lab.optima import objective_claims
 
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tables of a few dozen numbers: threads would only wait for each other
     claims = objective_claims()
+    torch.set_num_threads(num_threads)
     from accord.certify import model_claims
     from accord.lab.base_model import base_model_folder
     from accord.policy.load import load_policy

@@ -14,7 +14,7 @@ from accord.alignment import align
 from accord.config import build_config
 from accord.durable import remove, replace_folder, storing
 from accord.errors import AccordError, ConfigError, StoreError
-from accord.policy.averaging import load_extrapolated
+from accord.policy.weights.averaging import load_extrapolated
 
 RoundSettings = Mapping[str, Any] | Callable[[Path], Mapping[str, Any]]
 """What a round sets beside what all rounds share; or a function of the folder of the model it starts from, which may

@@ -30,10 +30,10 @@ from accord.data.tokens import TokenGroup
 from accord.errors import TrainingError
 from accord.objectives import ObjectiveSpec
 from accord.policy.judgements import Populations
-from accord.policy.merge import add_l1_gradient
 from accord.policy.moving_reference import MovingReference
 from accord.policy.policy import Policy
 from accord.policy.reference import Reference
+from accord.policy.weights.merge import add_l1_gradient
 from accord.run.checkpoint import load_checkpoint, load_weights, write_checkpoint
 from accord.run.held_out import INDICATORS, Evaluation, evaluate
 from accord.run.loop_state import LoopResult, LoopState, Passed

@@ -27,8 +27,8 @@ from toy_runs import (
 )
 
 from accord.errors import ConfigError, PolicyError
-from accord.policy.averaging import load_soup
 from accord.policy.load import load_policy
+from accord.policy.weights.averaging import load_soup
 from accord.store import RunFolder
 
 SIX_STEPS: dict[str, Any] = {"train.epochs": 2, "train.lr": 1e-3, "train.checkpoint_every": 1, "train.keep_last": 9}

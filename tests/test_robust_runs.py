@@ -76,7 +76,7 @@ def moving(out: Path, step: int) -> dict[str, torch.Tensor]:
     [
         ("re_dpo", by_judges, {}, "reliability"),
         ("re_simpo", by_judges, {"objective.reliability": 0.8}, "reliability"),
-        ("dpo_group_robust", of_places, {"data.stratum": "place", "objective.weight_rate": 0.5}, "weight"),
+        ("dpo_group_robust", of_places, {"data.stratum": "place", "objective.weight_step": 0.5}, "weight"),
     ],
 )
 def test_the_state_is_taken_up_bit_for_bit(
@@ -117,7 +117,7 @@ def test_how_votes_are_split_into_passes_changes_nothing(tmp_path: Path):
 
 
 def test_weights_of_populations_are_shown_and_favour_the_one_served_worst(tmp_path: Path):
-    settings = STEPS | {"objective": "dpo_group_robust", "data.stratum": "place", "objective.weight_rate": 0.5}
+    settings = STEPS | {"objective": "dpo_group_robust", "data.stratum": "place", "objective.weight_step": 0.5}
     done = run(of_places(), tmp_path / "out", **settings | {"train.epochs": 6, "objective.beta": 1.0})
     last = [line for line in metrics_of(done) if "loss" in line][-1]
     assert last["state/weight/north"] + last["state/weight/south"] == pytest.approx(1.0)

@@ -175,3 +175,13 @@ def test_weights_that_fit_no_token_are_refused_with_their_row(response: str, say
     path.write_text(f'{{"accord": 1, "prompt": "x", "responses": [{response}]}}\n')
     with pytest.raises(DataError, match=rf"bad\.jsonl:1.*{says}"):
         run(path, tmp_path / "out", objective="token_weighted_dpo")
+
+
+def test_weights_are_cut_with_their_response():
+    tokenizer = load_policy(BASE).tokenizer
+    response = Response(token_ids=(5, 6, 7, 8), token_weights=(0.1, 0.2, 0.3, 0.4))
+    group = Group(prompt="", responses=(response,))
+    (whole,) = encode_groups([group], tokenizer).groups
+    (cut,) = encode_groups([group], tokenizer, max_tokens=len(whole.prompt_ids) + 3).groups
+    assert whole.responses[0].weights == (0.1, 0.2, 0.3, 0.4)
+    assert (cut.responses[0].ids, cut.responses[0].weights) == ((5, 6, 7), (0.1, 0.2, 0.3))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from models import save_model
+from rich_data import data_for, one_of_each_kind, settings_for
 from toy_runs import (
     BASE,
     evaluations_of,
@@ -34,11 +35,12 @@ from accord.train import schedule_factor
 # -- what must not matter ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", [name for name in one_of_each_kind() if OBJECTIVES[name].family != "reward_model"])
 def test_neither_the_token_budget_nor_the_layout_matters(name: str, tmp_path: Path):
     """One pass per batch, one pass per group, one padded row per response: the same losses, metrics and weights."""
-    pairs = write_pairs(tmp_path, num_responses=3)
+    pairs = data_for(name)
     settings: dict[str, Any] = {"objective": name, "reference.cache": None, "train.lr": 1e-3, "train.epochs": 2}
+    settings |= settings_for(name)
     run(pairs, tmp_path / "large", **settings)
     run(pairs, tmp_path / "small", **settings, **{"train.max_batch_tokens": 60})
     plain = load_policy(BASE)
@@ -47,7 +49,7 @@ def test_neither_the_token_budget_nor_the_layout_matters(name: str, tmp_path: Pa
     for other in ("small", "plain"):
         assert losses_of(tmp_path / other) == pytest.approx(losses_of(tmp_path / "large"), rel=2e-5)
         # Adam's first steps are signs: where a gradient is rounding noise its sign may turn
-        assert largest_gap(final_weights(tmp_path / "large"), final_weights(tmp_path / other)) < 2e-4
+        assert largest_gap(final_weights(tmp_path / "large"), final_weights(tmp_path / other)) < 5e-4
         for one, two in zip(evaluations_of(tmp_path / "large"), evaluations_of(tmp_path / other), strict=True):
             assert two == pytest.approx(one, rel=1e-4, abs=1e-4)
 

@@ -142,9 +142,7 @@ def soft_label_link(
     return (1.0 - label) * margin - F.logsigmoid(margin)
 
 
-def squared_link(
-    margin: Float[Tensor, "*shape"], target: float | Float[Tensor, "*shape"]
-) -> Float[Tensor, "*shape"]:
+def squared_link(margin: Float[Tensor, "*shape"], target: float | Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Return (z − target)²: a finite target even for unanimous raters, and a pull back beyond it."""
     return (margin - target).square()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -87,6 +87,8 @@ def weighted_sum(parts: Mapping[str, tuple[float, Mapping[str, Any]]]) -> Object
     families = {row.family for row in rows.values()}
     if "reward_model" in families and len(families) > 1:
         raise ValueError(f"got {' and '.join(rows)} — expected losses of a language model, or of a reward model only")
+    if len({Need.PAIR_SCORES in row.needs for row in rows.values()}) > 1:
+        raise ValueError(f"got {' and '.join(rows)} — expected losses that all score responses, or all score pairs")
     bound = {name: {"weight": weight, **given} for name, (weight, given) in parts.items()}
     first = next(iter(rows.values()))
     return ObjectiveSpec(
@@ -154,7 +156,10 @@ def _state(bound: Parts) -> StateSpec:
             if row.state
         })  # fmt: skip
 
-    return StateSpec(start=start, advance=advance)
+    entries: dict[str, Literal["judge", "stratum"]] = {
+        f"{name}.{key}": kind for name, row in rows.items() if row.state for key, kind in row.state.entries.items()
+    }
+    return StateSpec(start=start, advance=advance, entries=entries)
 
 
 def _joined(states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

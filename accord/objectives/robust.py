@@ -140,7 +140,7 @@ def group_robust(base: Objective, name: str, documentation: str) -> Objective:
         assert groups.stratum_P is not None, "the objective's spec must declare that it needs strata"
         assert groups.stratum_frac_P is not None, "the objective's spec must declare that it needs strata"
         assert groups.state is not None, "the objective's spec must declare its state"
-        settings = {key: value for key, value in settings.items() if key != "weight_rate"}
+        settings = {key: value for key, value in settings.items() if key != "weight_step"}
         result, weight_S = base(groups, **settings), groups.state["weight"]
         weight_P = weight_S[groups.stratum_P].to(result.loss_P.dtype) / groups.stratum_frac_P
         share_P = (result.loss_P.detach() / groups.stratum_frac_P).double().cpu()  # 0 where nothing is counted
@@ -154,7 +154,7 @@ def group_robust(base: Objective, name: str, documentation: str) -> Objective:
             },
         )
 
-    return _named(robust, base, name, documentation, {"weight_rate": (Annotated[float, Ge(0)], 0.01)})
+    return _named(robust, base, name, documentation, {"weight_step": (Annotated[float, Ge(0)], 0.01)})
 
 
 def _start_weight(*, num_strata: int, **_: Any) -> dict[str, Tensor]:
@@ -162,7 +162,7 @@ def _start_weight(*, num_strata: int, **_: Any) -> dict[str, Tensor]:
 
 
 def _advance_weight(
-    state: Mapping[str, Tensor], sums: Mapping[str, Tensor], *, weight_rate: float, **_: Any
+    state: Mapping[str, Tensor], sums: Mapping[str, Tensor], *, weight_step: float, **_: Any
 ) -> dict[str, Tensor]:
     """Take a step of exponentiated gradient ascent.
 
@@ -170,7 +170,7 @@ def _advance_weight(
     its loss and not its size.
     """
     loss_S = sums["loss"] / sums["groups"].clamp(min=1)
-    return {"weight": torch.softmax(state["weight"].log() + weight_rate * loss_S, dim=0)}
+    return {"weight": torch.softmax(state["weight"].log() + weight_step * loss_S, dim=0)}
 
 
 WEIGHTS = StateSpec(start=_start_weight, advance=_advance_weight, entries={"weight": "stratum"})
@@ -275,7 +275,7 @@ re_cpo = label_robust(
 _GROUP = """{summary}
 
 Formula: Σ_s q_s L_s, L_s the mean loss of {base} in stratum s; after each step q_s ← q_s exp(η L_s) / Σ, q uniform at
-first, η = `weight_rate`. A group's loss carries q_s / f_s, f_s the share of its stratum in the data.
+first, η = `weight_step`. A group's loss carries q_s / f_s, f_s the share of its stratum in the data.
 Gradient: that of {base}, times q_s / f_s.
 Optimum: the policy is best for the mixture q, and no stratum with q_s > 0 has a loss below the largest: the stratum
 served worst is served as well as can be (minimax), which is not the policy best on average.

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from accord.data.tokens import TokenGroup
-from accord.policy.averaging import Weights, check_alike, mix_weights
 from accord.policy.policy import Policy
 from accord.policy.reference import Level, Reference
+from accord.policy.weights.averaging import Weights, check_alike, mix_weights
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -206,6 +206,10 @@ class Policy(nn.Module):
         with self.attention(layout), self.precision():
             return self._readout(batch).detached()
 
+    def sized(self, group: TokenGroup) -> TokenGroup:
+        """Return the group with the number of tokens this model lays out for it, where they are not just its own."""
+        return group
+
     def _lay_out(self, groups: Sequence[TokenGroup], layout: str | None) -> tuple[Batch, str]:
         if layout is None and not self._is_settled:
             self.settle_layout(groups[:2])

@@ -202,6 +202,7 @@ def encode_run_data(
         changes.append(f"selected: {len(chosen)} of {len(train)} groups to train on ({config.data.select})")
         train = chosen
     text = "\n".join([text, *changes])
+    train, held_out = ([policy.sized(group) for group in part] for part in (train, held_out))
     return train, held_out, DataFacts(text, facts | {"changes": changes})
 
 
@@ -237,20 +238,24 @@ def with_token_facts(
     if Need.EDITS in spec.needs:
         found = [with_edits(part) for part in found]
     if Need.CRITICAL in spec.needs:
-        positive, negative = (_load_further(config, policy, key, parts[0]) for key in ("positive", "negative"))
+        critical = config.critical
+        positive = _load_further(config, policy, "critical.positive", critical.positive, parts[0])
+        negative = _load_further(config, policy, "critical.negative", critical.negative, parts[0])
         contrast, max_tokens = config.critical.contrast, config.train.max_batch_tokens
         found = [with_critical(part, positive, negative, contrast=contrast, max_tokens=max_tokens) for part in found]
     return found
 
 
-def _load_further(config: AlignConfig, policy: Policy, key: str, groups: Sequence[TokenGroup]) -> Policy:
-    path = getattr(config.critical, key)
+def _load_further(
+    config: AlignConfig, policy: Policy, key: str, path: str | None, groups: Sequence[TokenGroup]
+) -> Policy:
+    assert path is not None, "the settings of a run that needs it name it"
     model = load_policy(
         path, precision=config.model.precision, device=policy.device, trust_remote_code=config.model.trust_remote_code
     )
     ours, theirs = (p.causal_lm.config.get_text_config().vocab_size for p in (policy, model))
     if ours != theirs:
-        raise PolicyError(f"got critical.{key}={path} with a vocabulary of {theirs} — expected the policy's, {ours}")
+        raise PolicyError(f"got {key}={path} with a vocabulary of {theirs} — expected the policy's, {ours}")
     model.settle_layout([groups[0], max(groups, key=lambda group: group.num_tokens)])
     model.requires_grad_(False)
     return model

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from accord.config import EvaluateConfig
-from accord.data.batching import chunked, micro_batches
+from accord.data.batching import micro_batches
 from accord.data.tokens import TokenGroup, TokenResponse
 from accord.diagnostics.ranking import ranking_sums, summarise_ranking, whole_rankings
 from accord.errors import PolicyError
@@ -52,14 +52,16 @@ def evaluate(
     (rank, world), gather, policy, reference = scoring.share, scoring.gather, scoring.policy, scoring.reference
     parts: list[Sums] = []
     rows: list[dict[str, Any]] = []
-    facts = scoring.held_out_facts()
-    for part in list(chunked(groups, max_batch_tokens, layout=policy.layout))[rank::world]:
-        scores, scored = scoring.score(part, facts, statistics=INDICATORS)
-        result = scoring.result(scored)
-        predicted = predict(scoring.spec.needs, scored)  # by a reward model, which has no log-probabilities
-        ranking = ranking_sums(scored) if predicted is None else prediction_sums(scoring.spec.needs, predicted)
-        parts.append(measure(scored, result, scores) | ranking)
-        rows.extend(with_predictions(example_rows(part, scored, result, step=step), predicted))
+    for batch in scoring.held_out_batches(groups):
+        facts = scoring.held_out_facts(batch, max_batch_tokens)
+        for places in micro_batches(batch, max_batch_tokens, layout=policy.layout)[rank::world]:
+            part = [batch[place] for place in places]
+            scores, scored = scoring.score(part, facts, places=places, statistics=INDICATORS)
+            result = scoring.result(scored)
+            predicted = predict(scoring.spec.needs, scored)  # by a reward model, which has no log-probabilities
+            ranking = ranking_sums(scored) if predicted is None else prediction_sums(scoring.spec.needs, predicted)
+            parts.append(measure(scored, result, scores) | ranking)
+            rows.extend(with_predictions(example_rows(part, scored, result, step=step), predicted))
     sums, rows = add_up(gather(parts)), sorted(gather(rows), key=lambda row: row["index"])
     metrics = means(sums) | _intervals(sums, rows) | summarise_predictions(scoring.spec.needs, rows)
     if settings.gradient_pairs:

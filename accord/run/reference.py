@@ -16,11 +16,11 @@ from accord.config import AlignConfig
 from accord.data.tokens import TokenGroup
 from accord.errors import ConfigError, PolicyError
 from accord.objectives import Need, ObjectiveSpec
-from accord.policy.averaging import load_soup
 from accord.policy.load import hash_weights, load_policy
 from accord.policy.moving_reference import MovingReference, UpdateRule
 from accord.policy.policy import Policy
 from accord.policy.reference import Level, Reference, base_of, default_cache_folder, opened, reference_key
+from accord.policy.weights.averaging import load_soup
 
 
 class Origin:

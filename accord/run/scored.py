@@ -37,6 +37,9 @@ OF_TOKENS = {
 _REFERENCE = "reference/"  # before the names of its weights among what moves
 
 
+_HELD_OUT_BATCH = 64  # groups, as in training by default
+
+
 @dataclass(frozen=True, kw_only=True)
 class BatchFacts:
     """What belongs to a whole optimisation batch."""
@@ -70,10 +73,24 @@ class Scoring:
             facts = replace(facts, batch=self._whole(batch, facts, max_tokens))
         return facts
 
-    def held_out_facts(self) -> BatchFacts:
-        """Return what stands for them in evaluation: z0 as at the start of training, each pass a batch of its own."""
+    def held_out_batches(self, groups: Sequence[TokenGroup]) -> list[Sequence[TokenGroup]]:
+        """Return what evaluation takes for batches: all groups at once, unless the objective compares within a batch.
+
+        Then their size is fixed: the loss must depend neither on the token budget nor on how much is held out.
+        """
+        size = _HELD_OUT_BATCH if Need.BATCH in self.spec.needs else max(1, len(groups))
+        return [groups[start : start + size] for start in range(0, len(groups), size)]
+
+    def held_out_facts(self, batch: Sequence[TokenGroup] = (), max_tokens: int = 0) -> BatchFacts:
+        """Return what stands for them in evaluation: z0 as at the start of training; every process must call.
+
+        Without a batch each pass is one of its own.
+        """
         baseline = torch.zeros((), device=self.policy.device) if Need.MISMATCHED_KL in self.spec.needs else None
-        return BatchFacts(visit=-1, mismatched_kl=baseline)
+        facts = BatchFacts(visit=-1, mismatched_kl=baseline)
+        if Need.BATCH in self.spec.needs and batch:
+            facts = replace(facts, batch=self._whole(batch, facts, max_tokens))
+        return facts
 
     def score(
         self,

@@ -27,10 +27,12 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"errors", "records", "durable", "store"},
     "policy": {"errors", "records", "data", "groups"},
     "certify": {"errors", "claims", "records", "data", "policy"},
-    "run": {"config", "data", "diagnostics", "errors", "evaluation", "groups", "objectives", "policy", "records", "store"},
+    "run": {
+        "config", "data", "diagnostics", "errors", "evaluation", "groups", "objectives", "policy", "records", "store",
+    },
     "train": {"config", "data", "errors", "objectives", "policy", "run", "store", "tracking"},
     "alignment": {
-        "config", "errors", "evaluation", "objectives", "policy", "records", "run", "store", "tracking", "train",
+        "config", "data", "errors", "evaluation", "objectives", "policy", "records", "run", "store", "tracking", "train",
     },
     "rounds": {"alignment", "config", "durable", "errors", "policy"},
 }  # fmt: skip

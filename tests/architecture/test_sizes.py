@@ -19,9 +19,12 @@ LONGER_FILES = {
 }
 # folder → its own ceiling and why it has one
 FULLER_FOLDERS = {
-    "accord": (15, "the verbs and records at the top are the table of contents"),
-    "accord/lab": (10, "two worlds: three files of the enumerable one, six of the readable one"),
-    "accord/policy": (12, "one model seen from eight sides: layout, attention, head, check, reference, sampling, …"),
+    "accord": (16, "the verbs and records at the top are the table of contents"),
+    "accord/objectives": (12, "a file per family, and the table of all"),
+    "accord/lab/optima": (16, "a file of claims per file of objectives"),
+    "accord/run": (12, "a run seen part by part"),
+    "accord/lab": (11, "two worlds: three files of the enumerable one, six of the readable one"),
+    "accord/policy": (15, "one model seen from every side: layout, attention, head, check, reference, sampling, …"),
 }
 VAGUE = {"utils", "util", "common", "helpers", "misc", "base", "core", "tools"}
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from accord.groups import ScoredGroups, ScoredTokens
+from accord.groups import ScoredGroups, ScoredTokens, Votes
 from accord.objectives import OBJECTIVES, Need, ObjectiveSpec
 from accord.run.scored import OF_TOKENS
 
@@ -39,6 +39,20 @@ def judged_bandit(spec: ObjectiveSpec) -> ScoredGroups:
         if Need.WIN_FRACTIONS in read
         else None,
         is_compared_PKK=preferred_PKK | preferred_PKK.transpose(1, 2) if Need.WIN_FRACTIONS in read else None,
+        votes=votes_for_the_best() if Need.VOTES in read else None,
+        stratum_P=torch.zeros(1, dtype=torch.long) if Need.STRATA in read else None,
+        stratum_frac_P=torch.ones(1, dtype=torch.float64) if Need.STRATA in read else None,
+    )
+
+
+def votes_for_the_best() -> Votes:
+    """One judge, who preferred the best response to each of the others."""
+    others = torch.tensor([[index for index in range(NUM_RESPONSES) if index != BEST]])
+    return Votes(
+        better_PC=torch.full_like(others, BEST),
+        worse_PC=others,
+        judge_PC=torch.zeros_like(others),
+        is_valid_PC=torch.ones_like(others, dtype=torch.bool),
     )
 
 

@@ -197,10 +197,10 @@ def test_one_stratum_is_the_base():
 
 def test_rate_zero_keeps_strata_balanced_and_a_step_favours_the_larger_loss():
     state = OBJECTIVES["dpo_group_robust"].state
-    start = state.start(num_strata=2, beta=0.1, weight_rate=0.5)
+    start = state.start(num_strata=2, beta=0.1, weight_step=0.5)
     sums = {"loss": torch.tensor([6.0, 2.0]).double(), "groups": torch.tensor(4.0).double()}
-    assert state.advance(start, sums, weight_rate=0.0)["weight"].tolist() == [0.5, 0.5]
-    moved = state.advance(start, sums, weight_rate=0.5)["weight"]
+    assert state.advance(start, sums, weight_step=0.0)["weight"].tolist() == [0.5, 0.5]
+    moved = state.advance(start, sums, weight_step=0.5)["weight"]
     ratio = math.exp(0.5 * (6 / 4 - 2 / 4))
     assert moved.tolist() == pytest.approx([ratio / (1 + ratio), 1 / (1 + ratio)])
 
@@ -211,7 +211,7 @@ def test_a_small_stratum_is_weighed_by_its_loss_and_not_by_its_size():
     moved = state.start(num_strata=2)
     for stratum in [0] * 9 + [1]:
         groups = replace(of_strata([0.5, 0.5], [stratum], [0.9, 0.1]), state=moved)
-        moved = state.advance(moved, dpo_group_robust(groups).state_sums, weight_rate=0.1)
+        moved = state.advance(moved, dpo_group_robust(groups).state_sums, weight_step=0.1)
     assert moved["weight"].tolist() == pytest.approx([0.5, 0.5], abs=1e-12)
 
 

@@ -9,7 +9,8 @@ import torch
 from models import build_model, save_model
 
 from accord.errors import PolicyError
-from accord.policy.averaging import (
+from accord.policy.load import hash_weights, load_policy
+from accord.policy.weights.averaging import (
     Weights,
     average_weights,
     extrapolate_weights,
@@ -17,7 +18,6 @@ from accord.policy.averaging import (
     load_soup,
     mix_weights,
 )
-from accord.policy.load import hash_weights, load_policy
 
 
 def weights(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:

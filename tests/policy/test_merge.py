@@ -13,8 +13,8 @@ from toy_runs import checkpoint_of, metrics_of, run, write_pairs
 
 from accord.errors import ConfigError, PolicyError
 from accord.policy.load import load_policy
-from accord.policy.merge import MergeMethod, add_l1_gradient, merge_adapters, slerp
 from accord.policy.policy import Policy
+from accord.policy.weights.merge import MergeMethod, add_l1_gradient, merge_adapters, slerp
 
 
 @pytest.fixture(scope="module")

@@ -53,3 +53,10 @@ def test_another_held_out_file_or_other_groups_in_memory_are_other_data(tmp_path
     run(judged_groups(8), tmp_path / "memory", resume=True)
     with pytest.raises(DataError, match="data of the run"):
         run(judged_groups(8, seed=1), tmp_path / "memory", resume=True)
+
+
+def test_an_objective_of_triples_says_that_pairs_hold_none(tmp_path: Path):
+    with pytest.raises(DataError, match=r"tpo needs gold; .*objectives that fit this data: .*\bdpo\b"):
+        run(write_pairs(tmp_path), tmp_path / "out", objective="tpo")
+    rankings = write_pairs(tmp_path, num_responses=3)
+    assert run(rankings, tmp_path / "out", objective="tpo", **{"train.max_steps": 2}).summary["steps"] == 2

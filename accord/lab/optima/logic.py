@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,6 +34,11 @@ def _dpa_logic_claims() -> Iterator[Claim]:
         tolerance=1e-6,
     )
     groups = random_groups(frozenset({Need.PREFERENCES}), seed=5)
+    assert groups.reference_logps_PK is not None
+    # probabilities below one: the draw is of any numbers
+    groups = replace(
+        groups, policy_logps_PK=groups.policy_logps_PK - 5.0, reference_logps_PK=groups.reference_logps_PK - 5.0
+    )
     rows: tuple[tuple[str, str, dict[str, Any], dict[str, Any]], ...] = (
         ("dpo", "DPO", {"beta": 0.3}, {"beta": 0.3, "normalisation": "sum"}),
         ("simpo", "CPO", {"beta": 2.0, "gamma_beta_ratio": 0.0}, {"beta": 2.0}),

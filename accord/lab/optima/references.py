@@ -20,8 +20,8 @@ from accord.lab.enumerable import EnumerableWorld, Policy, SoftmaxPolicy, build_
 from accord.lab.optima._training import BETA, train_on_pairs
 from accord.lab.row_checks import equal_everywhere
 from accord.objectives import OBJECTIVES
-from accord.policy.averaging import average_weights, extrapolate_weights, mix_weights
 from accord.policy.moving_reference import UpdateRule
+from accord.policy.weights.averaging import average_weights, extrapolate_weights, mix_weights
 
 RATE = 2.0
 """Of plain gradient steps."""

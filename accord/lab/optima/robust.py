@@ -94,7 +94,7 @@ def _recovery_claims() -> Iterator[Claim]:
         TRUE_J,
         _learn_together(world),
         tolerance=0.05,
-        note="400 steps: a surer policy with noisier judges explains single votes as well, and EM leaves that line of "
+        note="250 steps: a surer policy with noisier judges explains single votes as well, and EM leaves that line of "
         "near-optima slowly",
     )
 
@@ -102,7 +102,7 @@ def _recovery_claims() -> Iterator[Claim]:
 def _learn_together(world: EnumerableWorld) -> Tensor:
     policy, reliability_J = tree_at_reference(world), torch.full_like(TRUE_J, 0.9)
     optimiser = torch.optim.Adam(policy.parameters(), lr=0.2, betas=(0.9, 0.99))
-    for _ in range(400):
+    for _ in range(250):
         optimiser.zero_grad()
         population, judge_G = _votes(world, policy.logps_PK(), TRUE_J)
         loss, reliability_J = _judged("re_dpo", population, judge_G, reliability_J, beta=BETA)
@@ -216,7 +216,7 @@ def _two_strata(difference: Tensor, strata: tuple[tuple[int, int], ...], weight_
 
 
 def _play(
-    name: str, strata: tuple[tuple[int, int], ...], *, rate: float, weight_rate: float, **settings: float
+    name: str, strata: tuple[tuple[int, int], ...], *, rate: float, weight_step: float, **settings: float
 ) -> tuple[Tensor, Tensor]:
     """Train the difference of log-ratios and the weights against each other; return both as they end."""
     spec = OBJECTIVES[name]
@@ -224,22 +224,22 @@ def _play(
     state = spec.state.start(num_strata=len(strata))
     difference = torch.zeros((), dtype=torch.float64, requires_grad=True)
     for _ in range(200):
-        result = spec.fn(_two_strata(difference, strata, state["weight"]), weight_rate=weight_rate, **settings)
+        result = spec.fn(_two_strata(difference, strata, state["weight"]), weight_step=weight_step, **settings)
         (slope,) = torch.autograd.grad(result.loss_P.mean(), difference)
         difference = (difference - rate * slope).detach().requires_grad_()
-        state = spec.state.advance(state, result.state_sums, weight_rate=weight_rate)
+        state = spec.state.advance(state, result.state_sums, weight_step=weight_step)
     return difference.detach(), state["weight"]
 
 
 def _group_claims(
-    name: str, best_at: Callable[[float], float], *, rate: float, weight_rate: float, **settings: float
+    name: str, best_at: Callable[[float], float], *, rate: float, weight_step: float, **settings: float
 ) -> Iterator[Claim]:
     """`best_at`: the base's optimum where a share p of the raters prefers the first response."""
 
     def claim(text: str, expected: list[float], reached: list[Tensor]) -> Claim:
         return equal_everywhere(text, torch.tensor(expected, dtype=torch.float64), torch.stack(reached))
 
-    step = {"rate": rate, "weight_rate": weight_rate} | settings
+    step = {"rate": rate, "weight_step": weight_step} | settings
     difference, weight_S = _play(name, OPPOSED, **step)
     yield claim(
         "raters of 90 % and of 20 %: D = 0 and q = (3/7, 4/7), where Σ q p = 1/2 and both losses are equal",
@@ -252,7 +252,7 @@ def _group_claims(
         [best_at(0.6), 0.0, 1.0],
         [difference, *weight_S],
     )
-    difference, _ = _play(name, OPPOSED, **step | {"weight_rate": 0.0})
+    difference, _ = _play(name, OPPOSED, **step | {"weight_step": 0.0})
     yield claim("η = 0: strata of 40 and of 10 raters weigh the same", [best_at(0.5 * (0.9 + 0.2))], [difference])
     lone, _ = _play(name, (OPPOSED[0],), **step)
     yield claim("one stratum: the base's own optimum", [best_at(0.9)], [lone])
@@ -262,14 +262,14 @@ def _dpo_group_claims() -> Iterator[Claim]:
     def best_at(p: float) -> float:
         return math.log(p / (1 - p)) / BETA
 
-    yield from _group_claims("dpo_group_robust", best_at, rate=8.0, weight_rate=1.0, beta=BETA)
+    yield from _group_claims("dpo_group_robust", best_at, rate=8.0, weight_step=1.0, beta=BETA)
 
 
 def _ipo_group_claims() -> Iterator[Claim]:
     def best_at(p: float) -> float:
         return (p - 0.5) / BETA
 
-    yield from _group_claims("ipo_group_robust", best_at, rate=0.25, weight_rate=0.3, tau=BETA)
+    yield from _group_claims("ipo_group_robust", best_at, rate=0.25, weight_step=0.3, tau=BETA)
 
 
 CLAIMS: dict[str, Callable[[], Iterator[Claim]]] = {

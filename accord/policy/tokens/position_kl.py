@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_BYTES = 64 * 2**20  # of float32 logits of one model alive at once
+CHUNK_BYTES = 16 * 2**20  # of float32 logits of one model; some eight such matrices are alive at once
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""Arithmetic on weights: averages, extrapolations, merged adapters."""
