@@ -99,8 +99,7 @@ def align(
     else:
         config = settle_reward_model(config)
     spec = config.objective.spec
-    on_cpu = config.model.device == "cpu" or not torch.accelerator.is_available()
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no")  # model.precision says which
+    accelerator = _make_accelerator(config)
     out = config.out or f"runs/{config.objective.name}-{Path(config.model.path).name}"
     if not (dry_run or resume or overwrite):
         _on_first(accelerator, lambda: check_vacant(out))  # before minutes of loading; taken for good below
@@ -108,16 +107,13 @@ def align(
     check_needs(config.objective.name, spec, data)
     was_given = policy is not None
     policy = _load_policy(config, spec, accelerator) if policy is None else _check_given(policy, config, spec)
-    _check_size_counted(config, policy)
-    config = _with_rate(config, spec, policy)
+    config = _settled(config, spec, policy)
     train, held_out, report = encode_run_data(config, data, policy)
     hashes = {"data_hash": hash_data(data, train, held_out)}
     with memory_for("checking the layout and the reference"):
         settle_layout(policy, train)
-        hashes["weights_hash"] = start_hash = hash_weights(policy, base_only=policy.has_adapters)
-        keep = is_asked_later(config, spec, is_resumed=was_given and resume)
-        asks_often = {Need.MISMATCHED_KL, Need.POSITION_KL} & spec.needs
-        origin = Origin(policy, config, start_hash, keep=keep and (was_given or bool(asks_often)))
+        origin = _make_origin(config, spec, policy, was_given=was_given, resume=resume)
+        hashes["weights_hash"] = origin.weights_hash
         references = make_references(config, spec, policy, origin, train)
     if not dry_run:
         with memory_for("asking further models about tokens"):
@@ -139,7 +135,6 @@ def align(
         announce(COMPARED_WITH_BASE)
     if dry_run:
         return AlignResult(policy=policy, summary={}, plan=plan, data_report=report.text, run=None)
-
     run = _on_first(
         accelerator,
         lambda: _open_run(
@@ -156,6 +151,21 @@ def align(
     finally:
         if loop.tracker is not None:
             loop.tracker.close()
+
+
+def _make_accelerator(config: AlignConfig) -> Accelerator:
+    on_cpu = config.model.device == "cpu" or not torch.accelerator.is_available()
+    return Accelerator(cpu=on_cpu, mixed_precision="no")  # model.precision says which
+
+
+def _make_origin(
+    config: AlignConfig, spec: ObjectiveSpec, policy: Policy, *, was_given: bool, resume: bool
+) -> Origin:  # fmt: skip
+    """Return the policy's start, with a copy of it where it is asked again and cannot be loaded again."""
+    keep = is_asked_later(config, spec, is_resumed=was_given and resume)
+    asks_often = {Need.MISMATCHED_KL, Need.POSITION_KL} & spec.needs
+    weights_hash = hash_weights(policy, base_only=policy.has_adapters)
+    return Origin(policy, config, weights_hash, keep=keep and (was_given or bool(asks_often)))
 
 
 def _make_loop(
@@ -301,8 +311,12 @@ def _check_size_counted(config: AlignConfig, policy: Policy) -> None:
         )
 
 
-def _with_rate(config: AlignConfig, spec: ObjectiveSpec, policy: Policy) -> AlignConfig:
-    """Put the learning rate in place where the settings leave it open, so that config.yaml names it."""
+def _settled(config: AlignConfig, spec: ObjectiveSpec, policy: Policy) -> AlignConfig:
+    """Return the settings with what the model decides: a learning rate where they leave it open.
+
+    Raises ConfigError for settings of adapters that it does not have.
+    """
+    _check_size_counted(config, policy)
     if config.train.lr is not None:
         return config
     lr = default_lr(

@@ -32,7 +32,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "train": {"config", "data", "errors", "objectives", "policy", "run", "store", "tracking"},
     "alignment": {
-        "config", "data", "errors", "evaluation", "objectives", "policy", "records", "run", "store", "tracking", "train",
+        "config", "data", "errors", "evaluation", "objectives", "policy", "records", "run", "store", "tracking",
+        "train",
     },
     "rounds": {"alignment", "config", "durable", "errors", "policy"},
 }  # fmt: skip

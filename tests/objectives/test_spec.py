@@ -4,6 +4,7 @@ import doctest
 import importlib
 import inspect
 import json
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_a_variant_is_one_line_and_does_not_offer_what_it_fixes():
 def test_the_table_is_plain_and_complete():
     table = methods_table()
     assert [row["name"] for row in table] == list(OBJECTIVES)
-    assert {tuple(row) for row in table} == {("name", "family", "level", "needs", "reference", "paper", "defaults")}
+    assert {tuple(row) for row in table} == {("name", "family", "level", "needs", "reference", "paper", "defaults", "proof")}
     assert json.loads(json.dumps(table)) == table
     by_name = {row["name"]: row for row in table}
     assert by_name["dpo"]["defaults"] == {"beta": 0.1, "label_smoothing": 0.0}
@@ -94,11 +95,14 @@ def test_examples_in_docstrings_are_true(module):
 @rows
 def test_every_row_has_a_page_that_names_its_settings_and_paper(name, spec):
     page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
-    assert page.startswith(f"# {name}\n")
-    for heading in ("## Formula", "## When to use", "## Defaults", "## Limits", "## Citation"):
+    assert f"\n# {name}\n" in page
+    for heading in ("## Formula", "## When to use", "## Defaults", "## Limits", "## Citation", "## Certificate"):
         assert heading in page, heading
     for setting, default in spec.defaults().items():
-        assert f"| `{setting}` | {default} |" in page
+        assert re.search(rf"\| `objective.{setting}` \| .* \| `{re.escape(str(default))}` \|", page)
+    claims = re.findall(r"\| (yes|NO) \|", page)
+    assert len(claims) >= 2
+    assert set(claims) == {"yes"}
     assert spec.paper.partition("arXiv:")[2][:10] in page
 
 
