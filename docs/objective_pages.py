@@ -64,6 +64,12 @@ def sections(spec: ObjectiveSpec) -> dict[str, str]:
     return parts
 
 
+def as_markdown(text: str) -> str:
+    """Return plain text so that Markdown shows it as it is; what stands in backquotes is left alone."""
+    pieces = re.split(r"(`[^`]*`)", text)
+    return "".join(piece if piece.startswith("`") else re.sub(r"([*_\[\]<>$|#])", r"\\\1", piece) for piece in pieces)
+
+
 def certificate() -> dict[str, list[dict[str, Any]]]:
     """Return the claims of the last certificate by row."""
     by_row: dict[str, list[dict[str, Any]]] = {}
@@ -77,7 +83,7 @@ def page(name: str, *, note: str, values: Callable[[Any], str]) -> str:
     """Return the page of one objective; `values` says in words what a setting admits."""
     spec = OBJECTIVES[name]
     parts = sections(spec)
-    lines = [note, "", f"# {name}", "", parts.pop(""), ""]
+    lines = [note, "", f"# {name}", "", as_markdown(parts.pop("")), ""]
     lines += ["| family | reads | reference | level | proof |", "|---|---|---|---|---|"]
     needs = ", ".join(need.value.replace("_", " ") for need in sorted(spec.needs, key=lambda n: n.value))
     lines.append(
@@ -87,10 +93,10 @@ def page(name: str, *, note: str, values: Callable[[Any], str]) -> str:
     example = parts.pop("Example", "")
     for label, text in parts.items():
         text = text[:1].upper() + text[1:] if label in ("Use", "Limits", "Optimum") else text
-        shown = ["```text", text, "```"] if label == "Formula" else [text]
+        shown = ["```text", text, "```"] if label == "Formula" else [as_markdown(text)]
         lines += ["", f"## {TITLES.get(label, label)}", "", *shown]
         if label == "Formula":
-            lines += ["", f"Implicit reward: {spec.implicit_reward}.", "", NOTATION]
+            lines += ["", f"Implicit reward: {as_markdown(spec.implicit_reward)}.", "", as_markdown(NOTATION)]
     lines += ["", "## Defaults", ""]
     settings = spec.settings()
     if settings:
@@ -124,5 +130,5 @@ def _claims(name: str) -> Iterator[str]:
     yield "| claim | tolerance | holds |"
     yield "|---|--:|---|"
     for claim in claims:
-        text = claim["name"].partition(": ")[2].replace("|", "\\|")
+        text = as_markdown(claim["name"].partition(": ")[2])
         yield f"| {text} | {claim['tolerance']:g} | {'yes' if claim['passed'] else 'NO'} |"

@@ -106,7 +106,7 @@ def test_a_recipe_of_the_first_run_page_is_valid(desk: Path):
 BAD_INPUT = [
     "train.batchsize=8",
     "objective=simpo objective.label_smoothing=0.1",
-    "objective=dop",
+    "objective=dpoo",
     "objective.beta=-1",
     "train.epochs=many",
     "evaluate.patience=3",

@@ -58,7 +58,8 @@ def _objective_settings(name: str, given: Mapping[str, Any], prefix: str) -> dic
             valid = [*([] if is_part else ["objective.name"]), *(f"{prefix}.{field}" for field in fields)]
             owners = [other for other, row in OBJECTIVES.items() if key in row.settings()]
             owners += [SUM] if key == "parts" else []
-            also = f" ({', '.join(owners)} has {key})" if owners else ""
+            shown = ", ".join(owners[:3]) + (", …" if len(owners) > 3 else "")
+            also = f" ({shown} {'has' if len(owners) == 1 else 'have'} {key})" if owners else ""
             raise ConfigError(f"{unknown(f'{prefix}.{key}', valid)}; {name} does not use it{also}")
     model = create_model(f"{name}_settings", __config__=ConfigDict(extra="forbid"), **fields)
     try:

@@ -21,7 +21,7 @@ def sft(groups: ScoredGroups, *, reduction: Literal["token", "sequence"] = "toke
     demonstrations is imitated whole, of pairs the chosen, of a ranking the best, of labels the desirable.
     Optimum: "token" reaches the data distribution q; "sequence" reaches one proportional to q(y)/|y|, that is it
     over-weights short responses.
-    Use: before preferences, so that the policy writes answers of the kind that were judged; or alone, on demonstrations.
+    Use: before preferences, so that the policy writes answers of the kind that were judged; or on demonstrations alone.
     Limits: an empty response has no token to learn and is not counted.
     Source: Ouyang et al. 2022, arXiv:2203.02155, section 3.5.
 

@@ -67,7 +67,8 @@ def test_a_variant_is_one_line_and_does_not_offer_what_it_fixes():
 def test_the_table_is_plain_and_complete():
     table = methods_table()
     assert [row["name"] for row in table] == list(OBJECTIVES)
-    assert {tuple(row) for row in table} == {("name", "family", "level", "needs", "reference", "paper", "defaults", "proof")}
+    keys = ("name", "family", "level", "needs", "reference", "paper", "defaults", "proof")
+    assert {tuple(row) for row in table} == {keys}
     assert json.loads(json.dumps(table)) == table
     by_name = {row["name"]: row for row in table}
     assert by_name["dpo"]["defaults"] == {"beta": 0.1, "label_smoothing": 0.0}

@@ -274,7 +274,8 @@ def _sppo_claims() -> Iterator[Claim]:
         torch.tensor([[-12.0, -15.0], [-3.0, -1.0]], dtype=torch.float64),
         reference_logps_P2=torch.tensor([[-13.0, -14.5], [-2.0, -2.5]], dtype=torch.float64),
     )
-    wins = {"win_frac_PKK": 0.5 + 0.5 * ranked_in_order(2).double() - 0.5 * ranked_in_order(2).double().mT}
+    won_122 = ranked_in_order(2).double()
+    wins = {"win_frac_PKK": (0.5 + 0.5 * won_122 - 0.5 * won_122.mT).expand(2, 2, 2)}
     hard = replace(pairs, is_compared_PKK=~torch.eye(2, dtype=torch.bool).expand(2, 2, 2), **wins)
     rows = [OBJECTIVES[name].fn(hard, eta=eta).loss_P for name in ("sppo_hard", "sppo")]
     yield equal_everywhere("two responses, unanimous judges: sppo_hard", *rows, tolerance=1e-12)
