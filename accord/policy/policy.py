@@ -250,7 +250,7 @@ class Policy(nn.Module):
     def _check_head(self, batch: Batch) -> bool:
         """Whether the model's logits are exactly a linear map of its last hidden state (no soft-cap, no scaling)."""
         head = self.causal_lm.get_output_embeddings()
-        if type(head) not in (nn.Linear, FastLinear) or self._backbone is self.causal_lm:
+        if head is None or type(head) not in (nn.Linear, FastLinear) or self._backbone is self.causal_lm:
             return False
         inputs = self._inputs(lay_out_plain([_PROBE], self.device, self.pad_id))
         with self.attention("plain"):

@@ -105,16 +105,16 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight_OH: Tensor, bias_O: Tensor | None) -> Tensor:  # type: ignore[override]  # torch types the arguments as *args
         needs_x, needs_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(x if needs_weight else None, weight_OH if needs_x else None)
-        return product(x.reshape(-1, x.shape[-1]), weight_OH, bias_O).view(*x.shape[:-1], -1)
+        return product(x.reshape(-1, x.shape[-1]), weight_OH, bias_O).view(*x.shape[:-1], len(weight_OH))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # as above
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # torch types them as *args
         x, weight_OH = ctx.saved_tensors
         grad_NO = grad.reshape(-1, grad.shape[-1])
         grad_x = grad_weight_OH = grad_bias_O = None
         if weight_OH is not None:
-            grad_x = product(grad_NO, weight_OH.t()).view(*grad.shape[:-1], -1)
+            grad_x = product(grad_NO, weight_OH.t()).view(*grad.shape[:-1], weight_OH.shape[1])
         if x is not None:
             grad_weight_OH = product(grad_NO.t(), x.reshape(-1, x.shape[-1]).t())
         if ctx.needs_input_grad[2]:

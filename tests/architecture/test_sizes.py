@@ -21,7 +21,7 @@ LONGER_FILES = {
 FULLER_FOLDERS = {
     "accord": (15, "the verbs and records at the top are the table of contents"),
     "accord/lab": (10, "two worlds: three files of the enumerable one, six of the readable one"),
-    "accord/policy": (12, "one model seen from eight sides: layout, attention, head, check, reference, sampling, …"),
+    "accord/policy": (14, "one model seen from ten sides: layout, attention, head, products, check, reference, …"),
 }
 VAGUE = {"utils", "util", "common", "helpers", "misc", "base", "core", "tools"}
 
