@@ -26,6 +26,7 @@ from workload import MODEL_SHAPE
 
 from accord.data.tokens import TokenGroup, TokenResponse
 from accord.policy.policy import Policy
+from accord.policy.products import use_fast_products
 
 NUM_RESPONSES, NUM_PROMPT, NUM_RESPONSE = 8, 512, 128
 
@@ -51,7 +52,9 @@ def policy_of(vocabulary: int) -> Policy:
         tie_word_embeddings=False,
         **MODEL_SHAPE,
     )
-    return Policy(LlamaForCausalLM(config), _no_tokenizer())
+    model = LlamaForCausalLM(config)
+    use_fast_products(model)  # as load_policy does, for all three alike
+    return Policy(model, _no_tokenizer())
 
 
 def _no_tokenizer() -> PreTrainedTokenizerFast:
@@ -108,6 +111,9 @@ def compare(vocabulary: int, repeats: int) -> dict[str, Any]:
         "tree_cpu_s": tree,
         "plain_cpu_s": plain,
         "ratio": plain / tree,
+        "ratio_range": [
+            find(p / t for p, t in zip(seconds["plain"], seconds["tree"], strict=True)) for find in (min, max)
+        ],
         "own_logits_cpu_s": own,
         "ratio_to_own_logits": own / tree,
         "ratio_by_flops": plain_forward_flops(shape, NUM_PROMPT, lengths) / forward_flops(shape, NUM_PROMPT, lengths),
@@ -121,7 +127,7 @@ def main() -> None:
     """Measure in this process and write the result."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--result", type=Path, required=True)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.result.write_text(json.dumps([compare(vocabulary, args.repeats) for vocabulary in (50257, 8192)]))

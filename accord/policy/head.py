@@ -1,6 +1,7 @@
-"""The log-prob head: hidden states of response positions meet the vocabulary in chunks, never as one full matrix.
+"""The log-prob head: hidden states of response positions meet the vocabulary in blocks, never as one full matrix.
 
-Axes: N response tokens, H hidden, V vocabulary, C tokens of a chunk. Log-probabilities are nats in float32 or wider.
+Axes: N response tokens, H hidden, V vocabulary; C tokens by W words of a block, T tiles of words.
+Log-probabilities are nats in float32 or wider.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from accord.policy.products import goes_to_onednn, product
+
 Statistic = Literal["entropy", "topk_entropy", "topk_mass", "top1", "log_sum_sq"]
 
 CHUNK_BYTES = 64 * 2**20  # of float32 logits alive at once when they are recomputed in the backward pass
+TILE_BYTES = 32 * 2**20  # the same for tiles, which are there to stay in the cache
+TILE_WORDS = 2048  # columns of a tile: 1024 to 4096 are equally fast, full rows a third slower
 KEEP_BYTES = 256 * 2**20  # softmax rows kept for the backward pass instead of being recomputed: one product fewer
 TOP_K = 10
 
@@ -61,10 +66,11 @@ def logps_of_logits(
 
 
 class _LinearLogps(torch.autograd.Function):
-    """log softmax(h Wᵀ + b)[target], chunk by chunk, with the backward pass written out.
+    """log softmax(h Wᵀ + b)[target], block by block, with the backward pass written out.
 
-    With slope = p − onehot and upstream g:  ∂h = −g ⊙ (slope W),  ∂W = −slopeᵀ (g ⊙ h): two products, and nothing
-    else over the vocabulary. Slopes are kept while they fit in `keep_bytes`, otherwise recomputed.
+    A block is a chunk of rows (tokens) by a tile of columns (words). With slope = p − onehot and upstream g:
+    ∂h = −g ⊙ (slope W),  ∂W = −slopeᵀ (g ⊙ h): two products, and nothing else over the vocabulary. Slopes are kept
+    where `keep` says so, otherwise recomputed from each row's log Σ exp.
     """
 
     @staticmethod
@@ -75,100 +81,132 @@ class _LinearLogps(torch.autograd.Function):
         bias_V: Tensor | None,
         targets_N: Tensor,
         statistics: tuple[Statistic, ...],
-        num_chunk_tokens: int,
+        block: tuple[int, int],
         keep: bool,
     ) -> tuple[Tensor, ...]:
         wide = torch.promote_types(hidden_NH.dtype, torch.float32)
         num_tokens, vocabulary = hidden_NH.shape[0], weight_VH.shape[0]
         logps_N = hidden_NH.new_empty(num_tokens, dtype=wide)
+        norms_N = torch.empty_like(logps_N)  # log Σ exp
         found: dict[str, list[Tensor]] = {name: [] for name in statistics}
-        kept_NV = hidden_NH.new_empty((num_tokens if keep else 0, vocabulary))
-        work_CV = _work(hidden_NH, vocabulary, wide, 0 if keep and wide == hidden_NH.dtype else num_chunk_tokens)
-        for start in range(0, num_tokens, num_chunk_tokens):
-            rows = slice(start, min(start + num_chunk_tokens, num_tokens))
-            out_CV = kept_NV[rows] if len(work_CV) == 0 else work_CV[: rows.stop - start]
-            _logits_into(out_CV, hidden_NH[rows], weight_VH, bias_V)
-            for name, value in (_statistics_of_logits(out_CV, statistics) if statistics else {}).items():
-                found[name].append(value)
-            logps_N[rows] = _slopes_in_place(out_CV, targets_N[rows])
-            if keep and len(work_CV):
-                kept_NV[rows] = out_CV
-        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, kept_NV)
-        ctx.num_chunk_tokens, ctx.wide, ctx.keep = num_chunk_tokens, wide, keep
+        is_tiled = block[1] < vocabulary
+        kept = [hidden_NH.new_empty((num_tokens, vocabulary))] if keep and not is_tiled else []
+        work = None if keep and (is_tiled or wide == hidden_NH.dtype) else _work(hidden_NH, block, wide)
+        for rows in _spans(num_tokens, block[0]):
+            targets_C1 = targets_N[rows, None]
+            target_C1, norms, tiles = logps_N.new_zeros(targets_C1.shape), [], []
+            for words in _spans(vocabulary, block[1]):
+                into = work if work is not None or is_tiled else kept[0][rows]
+                logits_CW = _logits(into, hidden_NH[rows], weight_VH[words], bias_V)
+                for name, value in (_statistics_of_logits(logits_CW, statistics) if statistics else {}).items():
+                    found[name].append(value)
+                at_C1, is_here_C1 = _within(targets_C1, words)
+                target_C1 = torch.where(is_here_C1, logits_CW.gather(-1, at_C1), target_C1)
+                norms.append(_softmax_in_place(logits_CW))
+                tiles += [logits_CW] if keep else []
+            norms_CT = torch.cat(norms, dim=-1)
+            norm_C1 = norms_CT.logsumexp(-1, keepdim=True)
+            norms_N[rows], logps_N[rows] = norm_C1.squeeze(-1), (target_C1 - norm_C1).squeeze(-1)
+            for number, (p_CW, words) in enumerate(
+                zip(tiles, _spans(vocabulary, block[1]), strict=True) if keep else ()
+            ):
+                if is_tiled:  # the softmax was the tile's own
+                    p_CW *= (norms_CT[:, number, None] - norm_C1).exp()
+                _subtract_onehot(p_CW, targets_C1, words)
+                if is_tiled:
+                    kept.append(p_CW)
+                elif p_CW.data_ptr() != kept[0][rows].data_ptr():
+                    kept[0][rows] = p_CW
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, norms_N, *kept)
+        ctx.block, ctx.wide = (max(1, num_tokens), block[1]) if keep else block, wide
         extras = tuple(torch.cat(found[name]) if found[name] else logps_N.new_empty(0) for name in statistics)
         ctx.mark_non_differentiable(*extras)
         return (logps_N, *extras)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_NH, weight_VH, bias_V, targets_N, kept_NV = ctx.saved_tensors
+        hidden_NH, weight_VH, bias_V, targets_N, norms_N, *kept = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        num_tokens, vocabulary = hidden_NH.shape[0], weight_VH.shape[0]
         minus_N1 = -grads[0][:, None]
-        grad_hidden_NH = torch.empty_like(hidden_NH) if needs_hidden else None
-        grad_weight_VH: Tensor | None = None
+        # zeros where no response token is in the batch
+        make = torch.empty_like if len(hidden_NH) else torch.zeros_like
+        grad_hidden_NH = make(hidden_NH) if needs_hidden else None
+        grad_weight_VH = make(weight_VH, dtype=ctx.wide) if needs_weight else None
         grad_bias_V = torch.zeros_like(bias_V, dtype=ctx.wide) if needs_bias and bias_V is not None else None
-        chunk = num_tokens if ctx.keep else ctx.num_chunk_tokens
-        work_CV = _work(hidden_NH, vocabulary, ctx.wide, 0 if ctx.keep else chunk)
-        for start in range(0, num_tokens, max(1, chunk)):
-            rows = slice(start, min(start + chunk, num_tokens))
-            if ctx.keep:
-                slope_CV = kept_NV[rows]
-            else:
-                wide_CV = work_CV[: rows.stop - start]
-                _logits_into(wide_CV, hidden_NH[rows], weight_VH, bias_V)
-                _slopes_in_place(wide_CV, targets_N[rows])
-                slope_CV = wide_CV.to(hidden_NH.dtype)
-            if grad_hidden_NH is not None:
-                torch.mm(slope_CV, weight_VH, out=grad_hidden_NH[rows])
-                grad_hidden_NH[rows] *= minus_N1[rows]
-            if needs_weight:
-                scaled_CH = (hidden_NH[rows] * minus_N1[rows]).to(slope_CV.dtype)
-                if grad_weight_VH is None:
-                    grad_weight_VH = (slope_CV.T @ scaled_CH).to(ctx.wide)
-                elif grad_weight_VH.dtype == slope_CV.dtype:
-                    grad_weight_VH.addmm_(slope_CV.T, scaled_CH)
+        work = None if kept else _work(hidden_NH, ctx.block, ctx.wide)
+        for rows in _spans(len(hidden_NH), ctx.block[0]):
+            scaled_CH = (hidden_NH[rows] * minus_N1[rows]).to(hidden_NH.dtype)
+            for number, words in enumerate(_spans(len(weight_VH), ctx.block[1])):
+                if kept:
+                    slope_CW = kept[number]
                 else:
-                    grad_weight_VH += slope_CV.T @ scaled_CH
-            if grad_bias_V is not None:
-                grad_bias_V += (slope_CV * minus_N1[rows]).sum(0)
+                    p_CW = _logits(work, hidden_NH[rows], weight_VH[words], bias_V)
+                    p_CW.sub_(norms_N[rows, None]).exp_()
+                    _subtract_onehot(p_CW, targets_N[rows, None], words)
+                    slope_CW = p_CW.to(hidden_NH.dtype)
+                if grad_hidden_NH is not None:
+                    _put(grad_hidden_NH[rows], product(slope_CW, weight_VH[words].T), is_first=number == 0)
+                if grad_weight_VH is not None:
+                    _put(grad_weight_VH[words], product(slope_CW.T, scaled_CH.T), is_first=rows.start == 0)
+                if grad_bias_V is not None:
+                    grad_bias_V[words] += (slope_CW * minus_N1[rows]).sum(0)
+        if grad_hidden_NH is not None:
+            grad_hidden_NH *= minus_N1
         if grad_weight_VH is not None:
             grad_weight_VH = grad_weight_VH.to(weight_VH.dtype)
-        elif needs_weight:
-            grad_weight_VH = torch.zeros_like(weight_VH)  # no response token in the batch
         if grad_bias_V is not None and bias_V is not None:
             grad_bias_V = grad_bias_V.to(bias_V.dtype)
         return grad_hidden_NH, grad_weight_VH, grad_bias_V, None, None, None, None
 
 
-def _work(hidden_NH: Tensor, vocabulary: int, wide: torch.dtype, num_tokens: int) -> Tensor:
-    """One buffer for all chunks: fresh memory for each would cost as much as the softmax."""
-    return hidden_NH.new_empty((min(num_tokens, hidden_NH.shape[0]), vocabulary), dtype=wide)
+def _spans(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def _logits_into(out_CV: Tensor, hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> None:
-    if out_CV.dtype == hidden_CH.dtype:
-        torch.mm(hidden_CH, weight_VH.T, out=out_CV)
+def _put(into: Tensor, part: Tensor, *, is_first: bool) -> None:
+    _ = into.copy_(part) if is_first else into.add_(part)
+
+
+def _work(hidden_NH: Tensor, block: tuple[int, int], wide: torch.dtype) -> Tensor:
+    """One buffer for all blocks: fresh memory for each would cost as much as the softmax."""
+    return hidden_NH.new_empty((min(block[0], hidden_NH.shape[0]), block[1]), dtype=wide)
+
+
+def _logits(into: Tensor | None, hidden_CH: Tensor, weight_WH: Tensor, bias_W: Tensor | None) -> Tensor:
+    """Return h Wᵀ + b, in the first elements of `into` where the kernel can write there."""
+    shape = (len(hidden_CH), len(weight_WH))
+    if into is None or goes_to_onednn(hidden_CH, weight_WH, len(hidden_CH)):
+        return product(hidden_CH, weight_WH, bias_W)
+    out_CW = into.flatten()[: shape[0] * shape[1]].view(shape)
+    if out_CW.dtype == hidden_CH.dtype:
+        torch.mm(hidden_CH, weight_WH.T, out=out_CW)
     else:
-        out_CV.copy_(hidden_CH @ weight_VH.T)
-    if bias_V is not None:
-        out_CV += bias_V
+        out_CW.copy_(hidden_CH @ weight_WH.T)
+    return out_CW if bias_W is None else out_CW.add_(bias_W)
 
 
 def _statistics_of_logits(logits_CV: Tensor, wanted: Sequence[Statistic]) -> dict[str, Tensor]:
     return compute_statistics(logits_CV - torch.logsumexp(logits_CV, dim=-1, keepdim=True), wanted)
 
 
-def _slopes_in_place(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
-    """Turn logits into slopes, softmax − onehot, in place; return the targets' log-probabilities, nats (C,)."""
-    targets_C1 = targets_C[:, None]
-    target_C1 = logits_CV.gather(-1, targets_C1)
-    largest_C1 = logits_CV.amax(-1, keepdim=True)
-    torch.softmax(logits_CV, dim=-1, out=logits_CV)
-    # log Σ exp = max − log p(max), and p(max) ≥ 1/V is far from any underflow
-    logps_C1 = target_C1 - largest_C1 + logits_CV.amax(-1, keepdim=True).log()
-    logits_CV.scatter_add_(-1, targets_C1, torch.full_like(target_C1, -1.0))
-    return logps_C1.squeeze(-1)
+def _softmax_in_place(logits_CW: Tensor) -> Tensor:
+    """Turn logits into their softmax; return their log Σ exp (C, 1)."""
+    largest_C1 = logits_CW.amax(-1, keepdim=True)
+    torch.softmax(logits_CW, dim=-1, out=logits_CW)
+    # log Σ exp = max − log p(max), and p(max) ≥ 1/W is far from any underflow
+    return largest_C1 - logits_CW.amax(-1, keepdim=True).log()
+
+
+def _within(targets_C1: Tensor, words: slice) -> tuple[Tensor, Tensor]:
+    """Return the targets' columns in a tile, 0 or the last where they are not in it, and whether they are."""
+    width = words.stop - words.start
+    at_C1 = targets_C1 - words.start
+    return at_C1.clamp(0, width - 1), (at_C1 >= 0) & (at_C1 < width)
+
+
+def _subtract_onehot(p_CW: Tensor, targets_C1: Tensor, words: slice) -> None:
+    at_C1, is_here_C1 = _within(targets_C1, words)
+    p_CW.scatter_add_(-1, at_C1, -is_here_C1.to(p_CW.dtype))
 
 
 def linear_logps(
@@ -179,16 +217,25 @@ def linear_logps(
     statistics: Sequence[Statistic] = (),
     *,
     num_chunk_tokens: int | None = None,
+    num_tile_words: int | None = None,
     keep_bytes: int = KEEP_BYTES,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return log softmax(h Wᵀ + b) at the targets, nats (N,), and the requested by-products (N,), detached.
 
-    Peak extra memory is one chunk of logits, plus softmax rows up to `keep_bytes` while a backward pass may come.
+    Peak extra memory is one block of logits, plus softmax rows up to `keep_bytes` while a backward pass may come.
     Equal to `logps_of_logits(h Wᵀ + b)` in values and gradients (tested in float64).
     """
-    row_bytes = weight_VH.shape[0] * max(4, hidden_NH.element_size())
-    chunk = num_chunk_tokens or max(1, CHUNK_BYTES // row_bytes)
-    keep = torch.is_grad_enabled() and hidden_NH.shape[0] * row_bytes <= keep_bytes
+    num_tokens, vocabulary = hidden_NH.shape[0], weight_VH.shape[0]
+    word_bytes = max(4, hidden_NH.element_size())
+    keep = torch.is_grad_enabled() and num_tokens * vocabulary * word_bytes <= keep_bytes
     wanted = tuple(statistics)
-    logps_N, *extras = _LinearLogps.apply(hidden_NH, weight_VH, bias_V, targets_N, wanted, chunk, keep)  # type: ignore[misc]  # Function.apply is untyped
+    # Full rows are for statistics, which need them; for lower precisions, whose slopes are rounded only once they are
+    # complete; for a GPU, where a tile is too little work; and for a bias, where a tile may hold nothing but −inf.
+    can_tile = hidden_NH.device.type == "cpu" and hidden_NH.element_size() >= 4 and not wanted and bias_V is None
+    tile = min(vocabulary, (num_tile_words or TILE_WORDS) if can_tile else vocabulary)
+    is_tiled = tile < vocabulary
+    chunk = num_chunk_tokens or max(1, (TILE_BYTES if is_tiled else CHUNK_BYTES) // (tile * word_bytes))
+    if is_tiled and keep:
+        chunk = max(1, num_tokens)  # everything is kept in any case
+    logps_N, *extras = _LinearLogps.apply(hidden_NH, weight_VH, bias_V, targets_N, wanted, (chunk, tile), keep)  # type: ignore[misc]  # Function.apply is untyped
     return logps_N, dict(zip(wanted, extras, strict=True))

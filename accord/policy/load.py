@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from accord.errors import PolicyError
 from accord.policy.policy import Policy
+from accord.policy.products import use_fast_products
 
 Precision = Literal["float32", "bfloat16", "mixed"]
 _STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "mixed": torch.float32}
@@ -93,6 +94,8 @@ def make_ready(policy: AnyPolicy, *, gradient_checkpointing: bool, compile: bool
         policy.enable_gradient_checkpointing()
     if compile:
         policy.causal_lm.base_model.compile()  # what scoring calls; the head is apart
+    else:  # the compiler chooses its kernels itself
+        use_fast_products(policy.model)
     return policy
 
 

@@ -21,6 +21,7 @@ from accord.errors import PolicyError
 from accord.policy.attention import AttentionSwitch, supports_interface
 from accord.policy.head import Statistic, linear_logps, logps_of_logits
 from accord.policy.layout import Batch, lay_out_plain, lay_out_tree
+from accord.policy.products import FastLinear
 from accord.policy.tokens.position_kl import Readout, position_kl
 from accord.records import Group, Response, Text
 
@@ -293,7 +294,7 @@ class Policy(nn.Module):
     def _check_head(self, batch: Batch) -> bool:
         """Whether the model's logits are exactly a linear map of its last hidden state (no soft-cap, no scaling)."""
         head = self.causal_lm.get_output_embeddings()
-        if type(head) is not nn.Linear or self._backbone is self.causal_lm:
+        if head is None or type(head) not in (nn.Linear, FastLinear) or self._backbone is self.causal_lm:
             return False
         inputs = self._inputs(lay_out_plain([_PROBE], self.device, self.pad_id))
         with self.attention("plain"):

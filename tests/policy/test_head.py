@@ -33,18 +33,38 @@ def gradients(logps_N: torch.Tensor, leaves: list[torch.Tensor | None]) -> list[
 
 @pytest.mark.parametrize("keep_bytes", [KEPT, RECOMPUTED], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("chunk", [1, 5, N, 1000])
-@pytest.mark.parametrize("bias", [True, False])
-def test_values_and_gradients_equal_log_softmax(bias: bool, chunk: int, keep_bytes: int) -> None:
+@pytest.mark.parametrize(("bias", "tile"), [(True, None), (False, None), (False, 1), (False, 8), (False, V - 1)])
+def test_values_and_gradients_equal_log_softmax(bias: bool, tile: int | None, chunk: int, keep_bytes: int) -> None:
     *leaves, targets_N = inputs(bias=bias)
     hidden, weight, bias_V = leaves
     assert hidden is not None
     assert weight is not None
     assert targets_N is not None
     expected_N = F.log_softmax(F.linear(hidden, weight, bias_V), dim=-1)[torch.arange(N), targets_N]
-    found_N, _ = linear_logps(hidden, weight, bias_V, targets_N, num_chunk_tokens=chunk, keep_bytes=keep_bytes)
+    found_N, _ = linear_logps(
+        hidden, weight, bias_V, targets_N, num_chunk_tokens=chunk, num_tile_words=tile, keep_bytes=keep_bytes
+    )
     torch.testing.assert_close(found_N, expected_N, rtol=1e-12, atol=1e-12)
     for ours, theirs in zip(gradients(found_N, leaves), gradients(expected_N, leaves), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("keep_bytes", [KEPT, RECOMPUTED], ids=["kept", "recomputed"])
+def test_tiles_far_apart_neither_overflow_nor_vanish(keep_bytes: int) -> None:
+    """A row whose tiles' largest logits are 2 000 nats apart: exp of either difference is 0 or ∞ in any precision."""
+    *leaves, targets_N = inputs(torch.float32, bias=False)
+    hidden, weight, _ = leaves
+    assert hidden is not None
+    assert weight is not None
+    assert targets_N is not None
+    with torch.no_grad():
+        hidden[:, 0], weight[:, 0] = 1.0, torch.linspace(-1000, 1000, V)
+    wide = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    expected_N = F.log_softmax(F.linear(*wide), dim=-1)[torch.arange(N), targets_N]
+    found_N, _ = linear_logps(hidden, weight, None, targets_N, num_tile_words=8, keep_bytes=keep_bytes)
+    torch.testing.assert_close(found_N.double(), expected_N, rtol=1e-6, atol=1e-3)
+    for ours, theirs in zip(gradients(found_N, leaves), gradients(expected_N, wide), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("keep_bytes", [KEPT, RECOMPUTED], ids=["kept", "recomputed"])
@@ -75,11 +95,12 @@ def test_frozen_parts_get_no_gradient(frozen: str, keep_bytes: int) -> None:
     torch.testing.assert_close(found, expected_hidden if frozen == "head" else expected_weight)
 
 
-def test_backward_can_run_twice_over_a_retained_graph() -> None:
-    *leaves, targets_N = inputs()
-    logps_N, _ = linear_logps(*leaves, targets_N, keep_bytes=KEPT)
-    first = torch.autograd.grad(logps_N.sum(), leaves, retain_graph=True)
-    second = torch.autograd.grad(logps_N.sum(), leaves)
+@pytest.mark.parametrize("tile", [None, 8])
+def test_backward_can_run_twice_over_a_retained_graph(tile: int | None) -> None:
+    hidden, weight, _, targets_N = inputs(bias=False)
+    logps_N, _ = linear_logps(hidden, weight, None, targets_N, num_tile_words=tile, keep_bytes=KEPT)
+    first = torch.autograd.grad(logps_N.sum(), [hidden, weight], retain_graph=True)
+    second = torch.autograd.grad(logps_N.sum(), [hidden, weight])
     for a, b in zip(first, second, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
@@ -173,6 +194,14 @@ def test_no_full_logits_are_made_when_recomputing() -> None:
         logps_N, _ = linear_logps(hidden, weight, None, torch.zeros(400).long(), ALL, num_chunk_tokens=16, keep_bytes=0)
         logps_N.sum().backward()
     assert watch.num_elements == 16 * 300  # a full matrix would be 120 000
+
+
+def test_no_full_row_is_made_without_gradient() -> None:
+    """A reference pass over N = 50 tokens × V = 300 words in tiles of 32: 50 × 32 logits at once, of 15 000."""
+    hidden, weight = torch.randn(50, 4), torch.randn(300, 4)
+    with torch.no_grad(), _Largest() as watch:
+        linear_logps(hidden, weight, None, torch.zeros(50).long(), num_tile_words=32)
+    assert watch.num_elements == 50 * 32
 
 
 def test_only_response_positions_meet_the_vocabulary() -> None:
