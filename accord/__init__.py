@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from accord.data import encode_groups, load_groups
     from accord.groups import ObjectiveResult, ScoredGroups
     from accord.objectives import OBJECTIVES
+    from accord.objectives.combined import weighted_sum
     from accord.policy.load import load_policy
     from accord.policy.policy import Policy
+    from accord.policy.reward import load_reward
+    from accord.policy.weights.merge import merge_adapters
+    from accord.rounds import accelerated_rounds
 
 __version__ = "0.1.0"
 
@@ -26,11 +30,15 @@ _PLACES = {
     "ObjectiveResult": "accord.groups",
     "Policy": "accord.policy.policy",
     "ScoredGroups": "accord.groups",
+    "accelerated_rounds": "accord.rounds",
     "align": "accord.alignment",
     "build_config": "accord.config",
     "encode_groups": "accord.data",
     "load_groups": "accord.data",
     "load_policy": "accord.policy.load",
+    "load_reward": "accord.policy.reward",
+    "merge_adapters": "accord.policy.weights.merge",
+    "weighted_sum": "accord.objectives.combined",
 }
 
 __all__ = [
@@ -40,11 +48,15 @@ __all__ = [
     "ObjectiveResult",
     "Policy",
     "ScoredGroups",
+    "accelerated_rounds",
     "align",
     "build_config",
     "encode_groups",
     "load_groups",
     "load_policy",
+    "load_reward",
+    "merge_adapters",
+    "weighted_sum",
 ]
 
 
