@@ -173,7 +173,7 @@ def _make_loop(
     accelerator: Accelerator, *, is_at_base: bool,
 ) -> Loop:  # fmt: skip
     spec, settings = config.objective.spec, config.objective.settings
-    populations = Populations.of([*train, *held_out])
+    populations = Populations.of(train, held_out)
     return Loop(
         policy=policy, groups=train, eval_groups=held_out, spec=spec, objective_settings=settings,
         reference=references.fixed, moving_reference=references.moving, settings=config.train,

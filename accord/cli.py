@@ -120,7 +120,7 @@ def _align(parsed: argparse.Namespace) -> int:
         )  # fmt: skip
     if parsed.json and is_first_process():
         print(dump_json({"plan": result.plan, "summary": result.summary}, indent=2))
-    elif result.run is not None:
+    elif result.run is not None and not result.was_stopped:  # a stopped run has no result yet
         announce(_outcome(result.summary, str(result.run.path)))
     if result.was_stopped:
         announce(f"stopped by a signal after step {result.summary['steps']}; the same command with --resume goes on")

@@ -16,7 +16,7 @@ NUM_RESPONSES = 3
 
 
 @functools.cache
-def rich_groups(n: int = 8) -> list[Group]:
+def rich_groups(n: int = 16) -> list[Group]:
     """Three answers a request, sampled ids with their log-probabilities, and judgements of every kind by two judges."""
     policy = load_policy(toy_runs.BASE)
     prompts = [group.prompt for group in toy_runs.judged_groups(n)]
@@ -44,7 +44,7 @@ def judge(group: Group, row: int) -> Group:
     return replace(group, judgements=tuple(judgements), origin=f"rich:{row}", extra={"stratum": "ab"[row % 2]})
 
 
-def stepwise_groups(n: int = 8) -> list[Group]:
+def stepwise_groups(n: int = 16) -> list[Group]:
     """Answers of two steps, each labelled."""
     return [
         Group(

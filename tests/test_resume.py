@@ -58,7 +58,8 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(name: str, tmp_path: Path)
     pairs = data_for(objective)
     settings: dict[str, Any] = SIX_STEPS | {"objective": objective} | settings_for(objective)
     settings |= {"model.lora_rank": 2} if name.endswith("+lora") else {}
-    settings |= {"evaluate.num_samples": 0} if OBJECTIVES[objective].family == "reward_model" else {}
+    if OBJECTIVES[objective].family == "reward_model":  # it writes no text
+        settings = {key: value for key, value in settings.items() if "sample" not in key}
     whole = run(pairs, tmp_path / "whole", **settings)
     first = run(pairs, tmp_path / "parts", progress=stop_at(3), **settings)
     assert first.was_stopped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -116,12 +117,27 @@ def test_how_votes_are_split_into_passes_changes_nothing(tmp_path: Path):
             assert one[key] == pytest.approx(other[key], rel=1e-4), key
 
 
-def test_weights_of_populations_are_shown_and_favour_the_one_served_worst(tmp_path: Path):
+def test_weights_of_populations_follow_their_losses_and_are_shown(tmp_path: Path):
+    """The reported weights are those of the recursion q ∝ q exp(η Σ ℓ / (f N)), from the losses of the rows."""
     settings = STEPS | {"objective": "dpo_group_robust", "data.stratum": "place", "objective.weight_step": 0.5}
-    done = run(of_places(), tmp_path / "out", **settings | {"train.epochs": 6, "objective.beta": 1.0})
-    last = [line for line in metrics_of(done) if "loss" in line][-1]
-    assert last["state/weight/north"] + last["state/weight/south"] == pytest.approx(1.0)
-    assert last["state/weight/south"] > 0.5  # a quarter of the data, against the rest
+    done = run(of_places(), tmp_path / "out", **settings | {"train.epochs": 3, "objective.beta": 1.0})
+    assert done.run is not None
+    place = {group.origin: group.extra["place"] for group in of_places()}
+    rows = done.run.read_rows("train").to_pylist()
+    trained = [place[origin] for origin in {row["origin"] for row in rows}]
+    share = {name: trained.count(name) / len(trained) for name in ("north", "south")}
+    assert 0 < share["south"] < share["north"]
+    weight = {"north": 0.5, "south": 0.5}
+    for line in (line for line in metrics_of(done) if "loss" in line):
+        batch = [row for row in rows if row["step"] == line["step"]]
+        loss = dict.fromkeys(weight, 0.0)
+        for row in batch:
+            name = place[row["origin"]]
+            loss[name] += row["loss"] / (weight[name] / share[name]) / (share[name] * len(batch))
+        grown = {name: q * math.exp(0.5 * loss[name]) for name, q in weight.items()}
+        weight = {name: q / sum(grown.values()) for name, q in grown.items()}
+        assert line["state/weight/south"] == pytest.approx(weight["south"], rel=1e-4)
+        assert line["state/weight/north"] == pytest.approx(weight["north"], rel=1e-4)
 
 
 def test_populations_must_be_named(tmp_path: Path):

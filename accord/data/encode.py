@@ -21,7 +21,7 @@ from accord.data.steps import cut_at_steps
 from accord.data.templates import RenderedGroup, Renderer, Segment, Vocabulary
 from accord.data.tokens import TokenGroup, TokenResponse
 from accord.errors import ConfigError, DataError
-from accord.records import Comparison, FinishReason, Group, Message, Ranking, Response, Text
+from accord.records import Comparison, FinishReason, Group, Message, Ranking, Rating, Response, Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -339,6 +339,8 @@ class _Encoder:
     def finish(self, num_read: int, encoded: list[TokenGroup]) -> EncodedData:
         """Close the account."""
         responses = [response for group in encoded for response in group.responses]
+        rated = [(group, {j.response for j in group.judgements if isinstance(j, Rating)}) for group in encoded]
+        self.counts["without_score"] = sum(len(group.responses) - len(given) for group, given in rated if given)
         self.counts["groups_truncated"] = len(self.truncated & {group.index for group in encoded})
         for name, value in (("groups_read", num_read), ("groups", len(encoded)), ("responses", len(responses))):
             self.counts[name] = value
@@ -347,6 +349,12 @@ class _Encoder:
         if self.renderer is not None and self.renderer.is_fallback:
             notes.append("the tokenizer has no chat template: conversations are written as a transcript "
                          "(Human: … Assistant: …); set template.chat to choose another")  # fmt: skip
+        if self.renderer is None and getattr(self.tokenizer, "chat_template", None):
+            notes.append("the tokenizer has a chat template, but these texts are plain and trained as they stand: "
+                         "give turns ({\"role\", \"content\"}) to train the model's chat form")  # fmt: skip
+        if self.counts["without_score"]:
+            notes.append(f"{self.counts['without_score']} responses have no score though their group has scores: what "
+                         "ratings decide leaves them out")  # fmt: skip
         if self.counts["end_is_not_eos"]:
             notes.append("the template ends turns with another token than the tokenizer's EOS: stop sampling at it too")
         if self.counts["without_eos"]:

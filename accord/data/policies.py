@@ -29,6 +29,7 @@ COUNTS = (
     "end_is_not_eos",
     "eos_in_text",
     "without_eos",
+    "without_score",
     "sampled",
 )
 

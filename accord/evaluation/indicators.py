@@ -111,7 +111,9 @@ def warn_of_turning_point(records: Records) -> str | None:
         step, best = max(values, key=lambda pair: pair[1])
         last_step, last = values[-1]
         is_inside = values[0][0] < step < last_step
-        if is_inside and last < (1 - TURN) * best and chosen[-1][1] != chosen[0][1]:
+        since = [value for at, value in chosen if at >= step]
+        has_moved = len(since) > 1 and abs(since[-1] - since[0]) > TURN * abs(since[0])
+        if is_inside and last < (1 - TURN) * best and has_moved:
             return (
                 f"{words.format(step=step, best=best, last=last)} while likelihoods go on moving: quality often turns "
                 "there, too. Compare samples of that checkpoint with the last one."

@@ -11,6 +11,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -262,13 +263,13 @@ re_simpo = label_robust(
 )
 
 re_cpo = label_robust(
-    cpo,
+    partial(cpo, nll_normalisation="sum"),
     "re_cpo",
     _RE.format(
         summary="CPO on votes that may be wrong: the reliability of every judge is learnt, too (RE-CPO).",
         logit="β Δ + λ (NLL(y_l) − NLL(y_w)), Δ = log π(y_w) − log π(y_l)",
-        limits="the likelihood term enters logit p (twice Δ for nll_normalisation=sum) and imitates no longer; ",
-        example="re_cpo(pair).loss_P.item(), 5)  # logit p = 0.3 + (1.25 − 1.2), w = σ(0.35 + log 9)\n0.5588",
+        limits="the likelihood term enters logit p (its sum, as in the paper, is a second Δ) and imitates no longer; ",
+        example="re_cpo(pair).loss_P.item(), 5)  # logit p = 0.3 + 3, w = σ(3.3 + log 9)\n0.04969",
     ),
 )
 

@@ -254,17 +254,19 @@ class Populations:
 
     judges: tuple[str, ...] = ()
     strata: tuple[str, ...] = ()
-    stratum_fracs: tuple[float, ...] = ()  # share of all groups
+    stratum_fracs: tuple[float, ...] = ()  # share of the groups trained on …
+    held_out_fracs: tuple[float, ...] = ()  # … and of those held out; of groups with a judged pair, which alone count
 
     @classmethod
-    def of(cls, groups: Sequence[TokenGroup]) -> Populations:
+    def of(cls, groups: Sequence[TokenGroup], held_out: Sequence[TokenGroup] = ()) -> Populations:
         """Number what groups name, in the order of the names, so that the same data gives the same numbers."""
-        judges = {judge for group in groups for _, _, judge in votes(group.judgements)}
-        sizes = Counter(name for group in groups if (name := _stratum(group)) is not None)
-        total = sum(sizes.values())
-        strata = tuple(sorted(sizes))
+        everything = [*groups, *held_out]
+        strata = tuple(sorted({name for group in everything if (name := _stratum(group)) is not None}))
         return cls(
-            judges=tuple(sorted(judges)), strata=strata, stratum_fracs=tuple(sizes[name] / total for name in strata)
+            judges=tuple(sorted({judge for group in everything for _, _, judge in votes(group.judgements)})),
+            strata=strata,
+            stratum_fracs=_shares(groups, strata),
+            held_out_fracs=_shares(held_out, strata),
         )
 
     def votes_of(self, groups: Sequence[TokenGroup], device: torch.device) -> Votes:
@@ -278,15 +280,21 @@ class Populations:
         is_valid = torch.arange(width, device=device) < counts[:, None]
         return Votes(better_PC=better, worse_PC=worse, judge_PC=judge, is_valid_PC=is_valid)
 
-    def strata_of(self, groups: Sequence[TokenGroup], like_PK: Tensor) -> dict[str, Tensor]:
+    def strata_of(self, groups: Sequence[TokenGroup], like_PK: Tensor, *, held_out: bool) -> dict[str, Tensor]:
         """Return the stratum fields of `ScoredGroups` for groups that all name one."""
         number = {name: place for place, name in enumerate(self.strata)}
         places = [number[_stratum(group) or ""] for group in groups]
-        fracs = [self.stratum_fracs[place] for place in places]
+        shares = self.held_out_fracs if held_out else self.stratum_fracs
+        fracs = [shares[place] or 1.0 for place in places]  # where none of a stratum counts, the share is never used
         return {
             "stratum_P": torch.tensor(places, device=like_PK.device),
             "stratum_frac_P": torch.tensor(fracs, device=like_PK.device, dtype=like_PK.dtype),
         }
+
+
+def _shares(groups: Sequence[TokenGroup], strata: Sequence[str]) -> tuple[float, ...]:
+    sizes = Counter(_stratum(group) for group in groups if preferences(group.judgements))
+    return tuple(sizes[name] / max(1, sum(sizes.values())) for name in strata)
 
 
 def _stratum(group: TokenGroup) -> str | None:

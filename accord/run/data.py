@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -156,10 +157,31 @@ def _check_part(name: str, spec: ObjectiveSpec, groups: Sequence[Group]) -> None
         return
     kinds = sorted({type(judgement).__name__.lower() for group in groups for judgement in group.judgements})
     fitting = [other for other, row in OBJECTIVES.items() if (row.needs & _GIVES.keys()) <= held]
+    shown = ", ".join(fitting[:8]) + (f", … ({len(fitting)} in all: `accord methods`)" if len(fitting) > 8 else "")
     raise DataError(
         f"objective {name} needs {', '.join(lacking)}; none of the {len(groups)} groups gives them "
-        f"(judgements found: {', '.join(kinds) or 'none'}) — objectives that fit this data: {', '.join(fitting)}"
+        f"(judgements found: {', '.join(kinds) or 'none'}{_why_nothing_compares(groups)}) — {_mistyped(groups)}"
+        f"objectives that fit this data: {shown}"
     )
+
+
+def _why_nothing_compares(groups: Sequence[Group]) -> str:
+    if not any(group.judgements for group in groups):
+        return ""
+    if all(len(group.responses) == 1 for group in groups):
+        return "; every group has one response, and nothing to compare it with"
+    compared = any(preferences(group.judgements) for group in groups)
+    return "" if compared else "; all of them equal within their group"
+
+
+def _mistyped(groups: Sequence[Group]) -> str:
+    """Say which column that was not read looks like one that would have been."""
+    known = ("chosen", "rejected", "completion", "label", "responses", "scores", "ranks", "messages")
+    for column in dict.fromkeys(key for group in groups for key in group.extra):
+        near = get_close_matches(column, known, n=1, cutoff=0.8)
+        if near:
+            return f"column {column!r} is not read: did you mean {near[0]!r}? Otherwise, "
+    return ""
 
 
 def encode_run_data(

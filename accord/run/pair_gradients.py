@@ -17,8 +17,11 @@ from accord.run.scored import Scoring
 
 log = logging.getLogger(__name__)
 
-KEYS = ("gradient_cosine", "chosen_change", "rejected_change", "ches", "ches_normalised")
-"""Per-example columns: cos(g_w, g_l); first-order changes of log π(y_w) and log π(y_l) per unit of rate; CHES."""
+KEYS = (
+    "gradient_cosine", "chosen_change", "rejected_change", "ches", "ches_normalised", "chosen_pull", "rejected_push",
+)  # fmt: skip
+"""Per-example columns: cos(g_w, g_l); first-order changes of log π(y_w) and log π(y_l) per unit of rate; CHES; d_w and
+d_l, what the loss asks of each, which some objectives turn round on purpose (ipo beyond its target, apo_down)."""
 
 
 def measure_gradients(scoring: Scoring, groups: Sequence[TokenGroup]) -> list[dict[str, Any]]:
@@ -35,13 +38,17 @@ def measure_gradients(scoring: Scoring, groups: Sequence[TokenGroup]) -> list[di
     for group in groups:
         with torch.no_grad():
             _, scored = scoring.score([group], scoring.held_out_facts())
-        pairs = scored.preferred_PKK[0].nonzero().tolist() if scored.preferred_PKK is not None else []
+        if scored.preferred_PKK is None:
+            continue
+        pairs = scored.preferred_PKK[0].nonzero().tolist()
         if not pairs or (states := policy.predicting_states(group)) is None:
             continue
         better, worse = pairs[0]
         with torch.enable_grad():
             logps_PK = scored.policy_logps_PK.detach().clone().requires_grad_()
-            loss = scoring.result(replace(scored, policy_logps_PK=logps_PK)).loss_P.sum()
+            alone = torch.zeros_like(scored.preferred_PKK)  # the pair by itself: others of the group pull elsewhere
+            alone[0, better, worse] = True
+            loss = scoring.result(replace(scored, policy_logps_PK=logps_PK, preferred_PKK=alone)).loss_P.sum()
             (slope_PK,) = torch.autograd.grad(loss, logps_PK)
         ids = [torch.tensor(group.responses[place].ids, device=logps_PK.device) for place in (better, worse)]
         trained = [
@@ -62,6 +69,8 @@ def measure_gradients(scoring: Scoring, groups: Sequence[TokenGroup]) -> list[di
                 "rejected_change": geometry.worse_change(d_w, d_l),
                 "ches": geometry.ches,
                 "ches_normalised": geometry.ches_normalised,
+                "chosen_pull": d_w,
+                "rejected_push": d_l,
             }
         )
     return found
@@ -71,8 +80,9 @@ def summarise_gradients(measured: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Return shares of pairs that move a response the wrong way, with Wilson intervals, and mean cosine and CHES."""
     if len(measured) < 2:
         return {}
-    falls = sum(row["chosen_change"] < 0 for row in measured)
-    rises = sum(row["rejected_change"] > 0 for row in measured)
+    # against what the loss asks: where d_w or d_l is not positive, it asks for that itself
+    falls = sum(row["chosen_change"] < 0 < row["chosen_pull"] for row in measured)
+    rises = sum(row["rejected_change"] > 0 and row["rejected_push"] > 0 for row in measured)
     return {
         **wilson(falls, len(measured)).as_dict("gradients/chosen_falls"),
         **wilson(rises, len(measured)).as_dict("gradients/rejected_rises"),

@@ -64,6 +64,9 @@ class Scoring:
     populations: Populations = field(default_factory=Populations)  # judges and strata of the run's groups
     moving_reference: MovingReference | None = None  # asked in training instead of the fixed one
 
+    def __post_init__(self) -> None:
+        self.start = self.state  # `take_up` moves the state of a resumed run, never this
+
     def facts(self, batch: Sequence[TokenGroup], *, visit: int, max_tokens: int, is_split: bool) -> BatchFacts:
         """Return what the objective needs of the whole batch; every process must call. No gradient."""
         needs = self.spec.needs
@@ -164,9 +167,11 @@ class Scoring:
         if Need.VOTES in self.spec.needs | self.spec.reads:
             more["votes"] = self.populations.votes_of(groups, device)
         if Need.STRATA in self.spec.needs | self.spec.reads:
-            more |= self.populations.strata_of(groups, scored.policy_logps_PK)
+            more |= self.populations.strata_of(groups, scored.policy_logps_PK, held_out=facts.visit < 0)
         if self.spec.state is not None:
-            more["state"] = {name: value.to(device) for name, value in self.state.items()}
+            # held out, the state is as at the start: a loss that moves with it could not be compared between steps
+            state = self.start if facts.visit < 0 else self.state
+            more["state"] = {name: value.to(device) for name, value in state.items()}
         if Need.BATCH in self.spec.needs:
             alone = replace(scored, **more | {"state": None})  # where the micro-batch is the batch
             more["batch"] = facts.batch if facts.batch is not None else _moved(alone, "detach")

@@ -247,17 +247,21 @@ def in_stratum(name: str | None, *judgements: Judgement) -> TokenGroup:
 def test_populations_are_numbered_by_name_and_their_shares_counted() -> None:
     groups = [
         in_stratum("b", by("eve", 0, 1)), in_stratum("a", by("ann", 1, 0), by("eve", 0, 1)), in_stratum("b"),
-        in_stratum("b"),
+        in_stratum("a", by("ann", 0, 1)), in_stratum("b", by("eve", 0, 1)), in_stratum("b", by("eve", 0, 1)),
     ]  # fmt: skip
     found = Populations.of(groups)
-    assert (found.judges, found.strata, found.stratum_fracs) == (("ann", "eve"), ("a", "b"), (0.25, 0.75))
+    assert (found.judges, found.strata, found.stratum_fracs) == (
+        ("ann", "eve"),
+        ("a", "b"),
+        (0.25, 0.75),
+    )  # no ties, no silence
     assert Populations.of(groups[::-1]) == found
     tensors = found.votes_of(groups, torch.device("cpu"))
-    assert tensors.is_valid_PC.tolist() == [[True, False], [True, True], [False, False], [False, False]]
+    assert tensors.is_valid_PC[:3].tolist() == [[True, False], [True, True], [False, False]]
     assert tensors.judge_PC[:2].tolist() == [[1, 0], [0, 1]]
     assert tensors.better_PC[:2].tolist() == [[0, 0], [1, 0]]
     assert tensors.worse_PC[:2].tolist() == [[1, 0], [0, 1]]
-    strata = found.strata_of(groups[:2], torch.zeros(2, 2, dtype=torch.float32))
+    strata = found.strata_of(groups[:2], torch.zeros(2, 2, dtype=torch.float32), held_out=False)
     assert (strata["stratum_P"].tolist(), strata["stratum_frac_P"].tolist()) == ([1, 0], [0.75, 0.25])
     assert strata["stratum_frac_P"].dtype == torch.float32
     assert Populations.of([in_stratum(None)]) == Populations()

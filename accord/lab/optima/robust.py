@@ -168,7 +168,7 @@ def _re_ipo_claims() -> Iterator[Claim]:
 
 def _re_cpo_claims() -> Iterator[Claim]:
     def score(groups: ScoredGroups) -> Tensor:
-        return 0.1 * groups.policy_logps_PK + groups.policy_logps_PK / groups.num_tokens_PK
+        return 0.1 * groups.policy_logps_PK + groups.policy_logps_PK
 
     yield _fisher_claim("re_cpo", score)
 

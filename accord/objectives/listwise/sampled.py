@@ -43,7 +43,7 @@ def mc_po(
     sampler_temperature: Annotated[float, Gt(0)] = 1.0,
     num_steps: Annotated[int, Ge(1)] = 1,
     correct_proposal: bool = False,
-    false_negative_margin: Annotated[float, Ge(0)] | None = None,
+    false_negative_margin: Annotated[float, Gt(0)] | None = None,
 ) -> ObjectiveResult:
     """Contrast the best response with negatives drawn afresh at each visit by a Monte-Carlo kernel (MC-PO).
 
@@ -236,8 +236,11 @@ def _proposal_correction(groups: ScoredGroups) -> Float[Tensor, "P K"]:
 
 
 def _mc_po_initial_loss(
-    *, kernel: str, loss: str, num_negatives: int, num_steps: int, correct_proposal: bool, **_: Any
-) -> float | None:
+    *, kernel: str, loss: str, num_negatives: int, num_steps: int, correct_proposal: bool,
+    false_negative_margin: float | None, **_: Any,
+) -> float | None:  # fmt: skip
+    if false_negative_margin is not None:
+        return None  # a margin as small as rounding leaves candidates out by chance
     if correct_proposal or kernel in ("all", "cis") or (num_steps > 1 and kernel == "hard_negative"):
         return 0.0 if loss == "divergence" and not correct_proposal else None  # how many are contrasted is the data's
     return 0.0 if loss == "divergence" else math.log1p(num_negatives)
