@@ -183,7 +183,6 @@ def test_every_objective_has_a_page_and_every_page_an_objective():
 
 def test_links_between_pages_lead_somewhere():
     for page in PAGES:
-        for target in re.findall(
-            r"(?<!\\)\]\(([^)#:\s]+)\)", re.sub(r"(?s)```.*?```|`[^`]*`", "", page.read_text("utf-8"))
-        ):
+        prose = re.sub(r"(?s)```.*?```|`[^`]*`", "", page.read_text("utf-8"))
+        for target in re.findall(r"(?<!\\)\]\(([^)#:\s]+)\)", prose):
             assert (page.parent / target).exists(), f"{name_of(page)} links to {target}"
