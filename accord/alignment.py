@@ -48,7 +48,7 @@ T = TypeVar("T")
 FREE_TO_CHANGE = (
     "out", "model.device", "reference.cache", "train.log_every", "train.checkpoint_every", "train.keep_last",
     "train.statistics", "train.write_rows", "tracking.", "evaluate.every", "evaluate.at_start", "evaluate.num_samples",
-    "evaluate.sample_tokens",
+    "evaluate.sample_tokens", "evaluate.reward", "evaluate.gradient_pairs",
 )  # fmt: skip
 """Settings a resumed run may change: they do not move the weights."""
 
@@ -120,7 +120,7 @@ def align(
             train, held_out = with_token_facts(config, spec, policy, train, held_out)
     is_at_base = starts_at_base(policy)
     loop = _make_loop(config, policy, train, held_out, references, accelerator, is_at_base=is_at_base)
-    loop.progress = progress
+    loop.progress, loop.scoring.judge = progress, _load_judge(config, policy)
     check_moves(config, loop.num_steps)
     origin.is_untouched = lambda: loop.state.step == 0
     with memory_for("timing a pass for the plan"):
@@ -166,6 +166,21 @@ def _make_origin(
     asks_often = {Need.MISMATCHED_KL, Need.POSITION_KL} & spec.needs
     weights_hash = hash_weights(policy, base_only=policy.has_adapters)
     return Origin(policy, config, weights_hash, keep=keep and (was_given or bool(asks_often)))
+
+
+def _load_judge(config: AlignConfig, policy: Policy) -> RewardModel | None:
+    """Return the reward model that scores held-out answers. Raises PolicyError for another vocabulary or kind."""
+    if config.evaluate.reward is None:
+        return None
+    judge = load_reward(config.evaluate.reward, kind="response", device=policy.device)
+    ours, theirs = (model.causal_lm.config.get_text_config().vocab_size for model in (policy, judge))
+    if ours != theirs or judge.starts_at_zero:
+        what = "whose head is untrained" if ours == theirs else f"with a vocabulary of {theirs}, not {ours}"
+        raise PolicyError(
+            f"got evaluate.reward={config.evaluate.reward} {what} — expected a trained reward model of the policy's "
+            "vocabulary, such as `accord align objective=bradley_terry` makes"
+        )
+    return judge.requires_grad_(False)
 
 
 def _make_loop(

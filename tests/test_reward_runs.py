@@ -241,7 +241,7 @@ def test_a_policy_in_memory_must_be_of_the_right_kind(tmp_path: Path):
 
 
 def test_missing_judgements_are_named(tmp_path: Path):
-    with pytest.raises(DataError, match=r"prm needs step_labels; none of the 4 groups gives them .* bradley_terry"):
+    with pytest.raises(DataError, match=r"prm needs step_labels; none of the 4 groups gives them .*accord methods"):
         run(judged_groups(4), tmp_path / "run", objective="prm")
     with pytest.raises(DataError, match="margin needs strengths"):
         run(judged_groups(4), tmp_path / "run", objective="margin")

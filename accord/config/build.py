@@ -60,7 +60,7 @@ def settle_reward_model(config: AlignConfig) -> AlignConfig:
     asked = idle_keys(config.train, "train", ["statistics"]) + idle_keys(
         config.reference, "reference", ["path", "soup", "update"]
     )
-    asked += idle_keys(evaluate, "evaluate", ["sample_tokens", "gradient_pairs"])
+    asked += idle_keys(evaluate, "evaluate", ["sample_tokens", "gradient_pairs", "reward"])
     asked += ["evaluate.num_samples"] if evaluate.num_samples and "num_samples" in given else []
     if asked:
         raise ConfigError(

@@ -199,6 +199,9 @@ class EvaluateConfig(Section):
     at_start: bool = True
     num_samples: Annotated[int, Ge(0)] = Field(default=16, description="held-out prompts to answer, for KL and reading")
     sample_tokens: PositiveInt = 64
+    reward: str | None = Field(
+        default=None, description="reward model that scores the held-out answers: folder or Hub id, same vocabulary"
+    )
     gradient_pairs: Annotated[int, Ge(0)] = Field(
         default=0, description="held-out pairs whose gradients are compared (entanglement, CHES): one more pass each"
     )
@@ -263,6 +266,10 @@ class AlignConfig(Section):
                 not self.evaluate.num_samples
                 and self.evaluate.sample_tokens != _default(EvaluateConfig, "sample_tokens"),
                 "evaluate.sample_tokens is set but evaluate.num_samples is 0: nothing is sampled",
+            ),
+            (
+                not self.evaluate.num_samples and self.evaluate.reward is not None,
+                "evaluate.reward is set but evaluate.num_samples is 0: there is nothing to score",
             ),
             (
                 model.precision == "bfloat16" and not model.lora_rank and not _is_adapter_folder(model.path),

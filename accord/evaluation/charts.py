@@ -143,6 +143,45 @@ def draw_charts(records: Records) -> list[tuple[str, str, str]]:
     return drawn
 
 
+def draw_overoptimisation(records: Records) -> list[tuple[str, str, str]]:
+    """Return a plot of the held-out answers' score against √KL with the fitted curve, and what it says of its peak.
+
+    Nothing without at least three evaluations away from the start.
+    """
+    from accord.diagnostics.overoptimisation import fit_overoptimisation
+
+    points = [
+        (max(0.0, record["eval/kl"]) ** 0.5, record["eval/score"])
+        for record in records
+        if record.get("eval/kl") is not None and record.get("eval/score") is not None
+    ]
+    moved = sorted(point for point in points if point[0] > 0)
+    if len({distance for distance, _ in moved}) < 3:
+        return []
+    start = points[0][1]
+    fit = fit_overoptimisation([distance for distance, _ in moved], [score for _, score in moved], start=start)
+    far = moved[-1][0]
+    along = [far * place / 40 for place in range(41)]
+    if fit.peak is None or fit.peak > far:
+        says = "The fitted curve still rises where training ended."
+    else:
+        says = (
+            f"The fitted curve peaks at √KL = {fit.peak:.2f}: beyond it the score falls, and an earlier step is better."
+        )
+    svg = line_plot(
+        [
+            Series(
+                name="measured", steps=[0.0, *(d for d, _ in moved)], values=[start, *(score for _, score in moved)]
+            ),
+            Series(name="d (a − b log d)", steps=along, values=[fit.score(distance) for distance in along]),
+        ],
+        label="Score against distance",
+        y_label="score",
+        x_label="√KL from the reference",
+    )
+    return [("Score against distance", says, svg)]
+
+
 def draw_margins(run: RunFolder) -> list[tuple[str, str, str]]:
     """Return a histogram of the held-out rows' `margins` (one list per row), first evaluation against last.
 

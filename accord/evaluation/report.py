@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from accord.durable import atomic_write_text
-from accord.evaluation.charts import draw_charts, draw_margins
+from accord.evaluation.charts import draw_charts, draw_margins, draw_overoptimisation
 from accord.evaluation.headline import format_number, make_table, make_tiles
 from accord.evaluation.indicators import find_warnings
 from accord.store import RunFolder
@@ -59,7 +59,7 @@ def collect_report(run: RunFolder) -> dict[str, Any]:
     plan, data_report = run.read_json("plan"), run.read_json("data_report")
     records = run.read_metrics()
     config = run.read_config()
-    plots = [*draw_charts(records), *draw_margins(run)]
+    plots = [*draw_charts(records), *draw_overoptimisation(records), *draw_margins(run)]
     return {
         "name": run.path.name,
         "manifest": manifest,

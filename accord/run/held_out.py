@@ -18,6 +18,7 @@ from accord.evaluation.intervals import clustered_mean_interval, mean_interval, 
 from accord.policy.head import Statistic
 from accord.policy.policy import Policy
 from accord.policy.reference import Reference
+from accord.policy.reward import RewardModel
 from accord.policy.sample import SamplingSettings, sample_responses, trained_ends
 from accord.run.metrics import Sums, add_up, example_rows, means, measure
 from accord.run.pair_gradients import measure_gradients, summarise_gradients, with_gradients
@@ -49,7 +50,7 @@ def evaluate(
     responses of log π(y|x) − log π_ref(y|x), y ~ π: an unbiased estimate of KL(π ‖ π_ref) in nats per response.
     Every process must call.
     """
-    (rank, world), gather, policy, reference = scoring.share, scoring.gather, scoring.policy, scoring.reference
+    (rank, world), gather, policy = scoring.share, scoring.gather, scoring.policy
     parts: list[Sums] = []
     rows: list[dict[str, Any]] = []
     for batch in scoring.held_out_batches(groups):
@@ -74,11 +75,14 @@ def evaluate(
         places = range(len(chosen))[rank::world]
         mine = [chosen[place] for place in places]
         ends = trained_ends(groups)
-        samples = gather(_answer(policy, mine, places, reference, settings, max_batch_tokens, scoring.seed, ends))
+        samples = gather(_answer(scoring, mine, places, settings, max_batch_tokens, ends))
         samples.sort(key=lambda sample: sample["index"])
         log_ratios = [sample["log_ratio"] for sample in samples if sample["log_ratio"] is not None]
         if 1 < len(log_ratios) == len(samples):  # one number has no interval
             metrics |= mean_interval(log_ratios).as_dict("kl")
+        scored = [sample["score"] for sample in samples if sample["score"] is not None]
+        if len(scored) > 1:
+            metrics |= mean_interval(scored).as_dict("score")
         if samples:
             metrics["length/sampled"] = sum(sample["num_tokens"] for sample in samples) / len(samples)
     return Evaluation(metrics=metrics, rows=rows, samples=samples)
@@ -104,11 +108,12 @@ def _intervals(sums: Sums, rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _answer(
-    policy: Policy, groups: Sequence[TokenGroup], places: Sequence[int], reference: Reference | None,
-    settings: EvaluateConfig, max_batch_tokens: int, seed: int, ends: frozenset[int],
+    scoring: Scoring, groups: Sequence[TokenGroup], places: Sequence[int], settings: EvaluateConfig,
+    max_batch_tokens: int, ends: frozenset[int],
 ) -> list[dict[str, Any]]:  # fmt: skip
     if not groups:
         return []
+    policy, reference, seed = scoring.policy, scoring.reference, scoring.seed
     prompts = [group.prompt_ids for group in groups]
     try:
         sampling = SamplingSettings(max_tokens=settings.sample_tokens, seed=seed)
@@ -126,6 +131,7 @@ def _answer(
             log_ratios = _log_ratios(policy, reference, answered, max_batch_tokens)
         except PolicyError as error:
             log.warning("KL is not measured: %s", error)
+    scores = _scores(scoring.judge, answered, max_batch_tokens)
     return [
         {
             "index": group.index,
@@ -133,9 +139,23 @@ def _answer(
             "response": response.content,
             "num_tokens": len(response.token_ids or ()),
             "log_ratio": log_ratio,
+            "score": score,
         }
-        for group, (response,), log_ratio in zip(groups, drawn, log_ratios, strict=True)
+        for group, (response,), log_ratio, score in zip(groups, drawn, log_ratios, scores, strict=True)
     ]
+
+
+def _scores(judge: RewardModel | None, answered: Sequence[TokenGroup], max_batch_tokens: int) -> list[float | None]:
+    """Return the judge's score of each group's one response; None without a judge."""
+    found: list[float | None] = [None] * len(answered)
+    if judge is None:
+        return found
+    for part in micro_batches(answered, max_batch_tokens, layout=judge.layout):
+        score_PK = judge.score([answered[place] for place in part]).score_PK
+        assert score_PK is not None
+        for place, value in zip(part, score_PK[:, 0].tolist(), strict=True):
+            found[place] = value
+    return found
 
 
 def _log_ratios(

@@ -25,6 +25,7 @@ from accord.policy.moving_reference import MovingReference
 from accord.policy.policy import Policy, Scores
 from accord.policy.prompt_embedding import prompt_embeddings
 from accord.policy.reference import Reference
+from accord.policy.reward import RewardModel
 from accord.policy.tokens.scored import to_scored_tokens
 
 T = TypeVar("T")
@@ -63,6 +64,7 @@ class Scoring:
     state: dict[str, Tensor] = field(default_factory=dict)  # of `spec.state`; moves once per optimiser step
     populations: Populations = field(default_factory=Populations)  # judges and strata of the run's groups
     moving_reference: MovingReference | None = None  # asked in training instead of the fixed one
+    judge: RewardModel | None = None  # scores answers to held-out prompts
 
     def __post_init__(self) -> None:
         self.start = self.state  # `take_up` moves the state of a resumed run, never this

@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "tracking": {"errors", "store"},
     "terminal": {"claims", "objectives"},
     "diagnostics": {"errors", "groups"},
-    "evaluation": {"errors", "records", "durable", "store"},
+    "evaluation": {"diagnostics", "errors", "records", "durable", "store"},
     "policy": {"errors", "records", "data", "groups"},
     "certify": {"errors", "claims", "records", "data", "policy"},
     "run": {
