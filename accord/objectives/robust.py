@@ -361,7 +361,9 @@ ROWS: dict[str, ObjectiveSpec] = {
         implicit_reward="τ·log(π/π_ref), per token for normalisation=mean",
     ),
     "re_simpo": _re_row(re_simpo, reference=False, proof="identity", implicit_reward="β·log π(y|x)/|y|"),
-    "re_cpo": _re_row(re_cpo, reference=False, proof="identity", implicit_reward="β·log π(y|x)"),
+    "re_cpo": _re_row(
+        re_cpo, reference=False, is_difference_only=True, proof="identity", implicit_reward="β·log π(y|x)"
+    ),
     "dpo_group_robust": _group_row(dpo_group_robust, implicit_reward="β·log(π/π_ref)"),
     "ipo_group_robust": _group_row(
         ipo_group_robust, implicit_reward="τ·log(π/π_ref), per token for normalisation=mean"

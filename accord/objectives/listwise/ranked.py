@@ -124,6 +124,9 @@ def pro(groups: ScoredGroups, *, sft_weight: Annotated[float, Ge(0)] = 0.05) -> 
     return group_losses(groups, pairs_PKK.any(dim=(1, 2)), loss_P, mean_logp_PK)
 
 
+_SAME_PLACE = 1e-3  # scores nearer than this share a place, as all do at policy = reference
+
+
 def lipo_lambda(
     groups: ScoredGroups,
     *,
@@ -139,7 +142,7 @@ def lipo_lambda(
     Optimum: each pair's term is least at logit p, but the weights move with the policy: the places, not the margins,
     settle. Two responses: DPO times a constant.
     Use: for graded ratings (say 0 … 4) where the top of the list matters most.
-    Limits: 2^r is meant for small grades — rescale ratings or take gain=linear; where s is equal the higher rating
+    Limits: 2^r is meant for small grades — rescale ratings or take gain=linear; where s agrees to 0.001 the higher rating
     comes first, else at policy = reference, where all are equal, no place would be defined; equal ratings are not
     compared; all ratings equal, or one rated response: not counted.
     Source: Liu et al. 2024, arXiv:2402.01878 (weights from memory of the published form, sum over pairs).
@@ -156,7 +159,7 @@ def lipo_lambda(
     pairs_PKK, reward_PK = _rated_pairs(groups)
     implicit_reward_PK = beta * log_ratios(groups)
     is_ranked_PK = pairs_PKK.any(dim=1) | pairs_PKK.any(dim=2)
-    score_PK = implicit_reward_PK.detach()
+    score_PK = (implicit_reward_PK.detach() / _SAME_PLACE).round()  # rounding noise must not order responses
     is_above_PKK = (score_PK[:, None, :] > score_PK[:, :, None]) | (
         (score_PK[:, None, :] == score_PK[:, :, None]) & (reward_PK[:, None, :] > reward_PK[:, :, None])
     )  # [p, i, j]: j is placed before i
