@@ -142,9 +142,9 @@ def lipo_lambda(
     Optimum: each pair's term is least at logit p, but the weights move with the policy: the places, not the margins,
     settle. Two responses: DPO times a constant.
     Use: for graded ratings (say 0 … 4) where the top of the list matters most.
-    Limits: 2^r is meant for small grades — rescale ratings or take gain=linear; where s agrees to 0.001 the higher rating
-    comes first, else at policy = reference, where all are equal, no place would be defined; equal ratings are not
-    compared; all ratings equal, or one rated response: not counted.
+    Limits: 2^r is meant for small grades — rescale ratings or take gain=linear; where s agrees to 0.001 the higher
+    rating comes first, else at policy = reference, where all are equal, no place would be defined; equal ratings are
+    not compared; all ratings equal, or one rated response: not counted.
     Source: Liu et al. 2024, arXiv:2402.01878 (weights from memory of the published form, sum over pairs).
 
     >>> import torch
