@@ -27,3 +27,7 @@ class TrainingError(AccordError, RuntimeError):
 
 class StoreError(AccordError, RuntimeError):
     """A run folder or checkpoint cannot be written or read."""
+
+
+class FeedbackError(AccordError, RuntimeError):
+    """A judge, verifier, sandbox or endpoint cannot be asked; nothing that was judged before is lost."""

@@ -31,6 +31,15 @@ class ScoredTokens:
     log_sum_sq_PKT: Float[Tensor, "P K T"] | None = None  # log Σ_v π(v)², nats, no grad
     position_kl_PKT: Float[Tensor, "P K T"] | None = None  # KL(π_ref ‖ π) over the vocabulary, nats; carries grad
 
+    # of responses that a policy sampled, all but the last two without grad
+    sampler_logps_PKT: Float[Tensor, "P K T"] | None = None  # nats, of the distribution actually sampled from
+    old_logps_PKT: Float[Tensor, "P K T"] | None = None  # nats, as the trained model scored them before any update
+    advantage_PKT: Float[Tensor, "P K T"] | None = None
+    return_PKT: Float[Tensor, "P K T"] | None = None  # what a critic should say before each token
+    old_value_PKT: Float[Tensor, "P K T"] | None = None  # what it said before any update
+    value_PKT: Float[Tensor, "P K T"] | None = None  # what it says now
+    entropy_PKT: Float[Tensor, "P K T"] | None = None  # of the policy's next-token distribution, nats
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredSteps:
@@ -80,6 +89,7 @@ class ScoredGroups:
     prompt_embedding_PE: Float[Tensor, "P E"] | None = None  # no grad
 
     score_PK: Float[Tensor, "P K"] | None = None  # a reward model's; carries grad
+    is_truncated_PK: Bool[Tensor, "P K"] | None = None  # sampled, and stopped by the length limit
     pair_score_PKK: Float[Tensor, "P K K"] | None = None  # a joint model's logit of "i before j", shown in that order
     steps: ScoredSteps | None = None
 
@@ -96,6 +106,30 @@ class ScoredGroups:
         """log π(y|x) − log π_ref(y|x) in nats, summed over tokens: the implicit reward without its β."""
         assert self.reference_logps_PK is not None, "the objective's spec must declare that it needs a reference"
         return self.policy_logps_PK - self.reference_logps_PK
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutBatch:
+    """All responses of one rollout, judged: what advantages are computed from. No grad.
+
+    A response whose reward is unknown (`is_scored_PK` False) holds reward 0 and enters no baseline.
+    """
+
+    reward_PK: Float[Tensor, "P K"]
+    is_scored_PK: Bool[Tensor, "P K"]  # valid, and its reward is known
+    is_token_PKT: Bool[Tensor, "P K T"]  # response tokens up to and including the end; none in padding slots
+    old_logps_PKT: Float[Tensor, "P K T"]  # nats
+    reference_logps_PKT: Float[Tensor, "P K T"] | None = None  # nats
+    value_PKT: Float[Tensor, "P K T"] | None = None  # of a critic, before each token
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advantages:
+    """What a rollout's responses are worth, token by token; 0 where the reward is unknown or there is no token."""
+
+    advantage_PKT: Float[Tensor, "P K T"]
+    return_PKT: Float[Tensor, "P K T"] | None = None  # the critic's target, where there is a critic
+    is_counted_PK: Bool[Tensor, "P K"]  # False = carries no gradient: its reward is unknown
 
 
 @dataclass(frozen=True, kw_only=True)

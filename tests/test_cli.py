@@ -103,14 +103,14 @@ def test_sft_is_align_with_the_objective_set(tmp_path: Path, said):
 
 
 def test_later_settings_win_and_another_objective_drops_the_settings_of_the_one_before(tmp_path: Path):
-    from accord.cli import _settings
+    from accord.cli.align import read_settings
 
     recipe, other = tmp_path / "recipe.yaml", tmp_path / "other.yaml"
     recipe.write_text("objective: {beta: 0.3, name: dpo}\ntrain: {lr: 1.0e-3, epochs: 2}\nmodel: {path: recipe}\n")
     other.write_text("objective: {tau: 0.2, name: ipo}\n")
 
     def joined(*arguments: str) -> dict[str, object]:
-        return _settings(build_parser().parse_args(["align", *arguments]))
+        return read_settings(build_parser().parse_args(["align", *arguments]))
 
     assert joined(str(recipe), "train.lr=1", "--model", "flag") == {
         "objective.beta": 0.3, "objective.name": "dpo", "train.lr": 1, "train.epochs": 2, "model.path": "flag",

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from accord.cli import _settings, build_parser, main
+from accord.cli import build_parser, main
+from accord.cli.align import read_settings
 from accord.config import build_config
 from accord.lab.base_model import base_model_folder
 from accord.lab.text_world import all_requests, render_request
@@ -82,7 +83,7 @@ def test_commands_parse_and_name_valid_settings(page: Path):
     for words in commands(page):
         parsed = build_parser().parse_args(words)
         if words[0] in ("align", "sft"):
-            assert build_config(_settings(parsed)).model.path == "my-model"
+            assert build_config(read_settings(parsed)).model.path == "my-model"
 
 
 def test_commands_of_the_readme_run(desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -99,7 +100,7 @@ def test_commands_of_the_readme_run(desk: Path, monkeypatch: pytest.MonkeyPatch,
 def test_a_recipe_of_the_first_run_page_is_valid(desk: Path):
     (recipe,) = blocks(ROOT / "docs/how_to/first_run.md", "yaml")
     (desk / "recipe.yaml").write_text(recipe)
-    config = build_config(_settings(build_parser().parse_args(["align", "recipe.yaml", "train.lr=5e-7"])))
+    config = build_config(read_settings(build_parser().parse_args(["align", "recipe.yaml", "train.lr=5e-7"])))
     assert (config.train.lr, config.objective.settings["beta"], config.out) == (5e-7, 0.1, "runs/first")
 
 

@@ -8,6 +8,18 @@ from accord.records import Group, Judgement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutTokens:
+    """What is known of a response that the policy sampled, one number per token; None = nobody asked."""
+
+    old_logps: tuple[float, ...]  # nats, as the trained model scored it before any update
+    sampler_logps: tuple[float, ...] | None = None  # nats, of the distribution actually sampled from
+    advantages: tuple[float, ...] | None = None
+    returns: tuple[float, ...] | None = None  # the critic's targets
+    old_values: tuple[float, ...] | None = None  # what the critic said before any update
+    was_truncated: bool = False  # stopped by the length limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenResponse:
     """One response as token ids. `is_trained` is None when every token is (the usual case)."""
 
@@ -18,6 +30,7 @@ class TokenResponse:
     weights: tuple[float, ...] | None = None  # one per token, given with the data; None = 1 each
     is_kept: tuple[bool, ...] | None = None  # shared with the other version of the response; None = not aligned
     critical: tuple[float, ...] | None = None  # in [0, 1], of two further models; None = not asked
+    rollout: RolloutTokens | None = None
     step_ends: tuple[int, ...] = ()  # where its steps were judged one by one: the index of the last token of each
 
     @property

@@ -46,6 +46,11 @@ class Need(Enum):
     MISMATCHED_KL = "mismatched_kl"  # mismatched_kl: one extra forward pass per batch
     BATCH = "batch"  # batch and place_P: the whole optimisation batch, without gradient
     DRAWS = "draws"  # draw_seed_P: fresh randomness at each visit
+    # made by sampling from the policy: `source=rollouts`
+    ADVANTAGES = "advantages"  # tokens.advantage_PKT and tokens.old_logps_PKT
+    SAMPLER_LOGPS = "sampler_logps"  # tokens.sampler_logps_PKT
+    VALUES = "values"  # tokens.value_PKT, old_value_PKT and return_PKT: a critic
+    ENTROPY = "entropy"  # tokens.entropy_PKT
     # made by a reward model instead of log-probabilities
     SCORES = "scores"  # score_PK
     PAIR_SCORES = "pair_scores"  # pair_score_PKK

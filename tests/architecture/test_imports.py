@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"diagnostics", "errors", "records", "durable", "store"},
     "policy": {"errors", "records", "data", "groups"},
     "certify": {"errors", "claims", "records", "data", "policy"},
+    "feedback": {"data", "errors", "groups", "policy", "records"},
     "run": {
         "config", "data", "diagnostics", "errors", "evaluation", "groups", "objectives", "policy", "records", "store",
     },
