@@ -27,12 +27,26 @@ from accord.config import (
 from accord.data.tokens import TokenGroup
 from accord.errors import AccordError, ConfigError, DataError, PolicyError, StoreError
 from accord.evaluation.report import write_report
+from accord.feedback.findings import Reward
 from accord.objectives import Need, ObjectiveSpec
 from accord.policy.judgements import Populations
 from accord.policy.load import hash_weights, load_policy
 from accord.policy.policy import Policy
 from accord.policy.reward import Kind, RewardModel, load_reward
 from accord.records import Group
+from accord.rollouts.prompts import encode_run_prompts
+from accord.rollouts.setup import (
+    IN_MEMORY,
+    answers_of,
+    keep_rollout,
+    longest_group,
+    make_reward,
+    make_rollouts,
+    make_worth,
+    online_spec,
+    prepare_policy,
+)
+from accord.rollouts.source import RolloutSource
 from accord.run.data import DataFacts, check_needs, encode_run_data, hash_data, load_run_data, with_token_facts
 from accord.run.held_out import Evaluation
 from accord.run.plan import describe_plan, make_plan, memory_for, settle_layout
@@ -77,6 +91,7 @@ def align(
     policy: Policy | None = None,
     groups: Sequence[Group] | None = None,
     eval_groups: Sequence[Group] | None = None,
+    reward: Reward | None = None,
     resume: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -88,12 +103,13 @@ def align(
     """Train a policy on judged responses and evaluate it on held-out ones.
 
     Settings are dotted keys, `align(model=DIR, data=FILE, out=DIR, **{"objective.beta": 0.1})`, or a ready `config`.
-    A loaded `policy` and `groups` in memory take the place of `model` and `data`. `overwrite` replaces an earlier run
+    A loaded `policy` and `groups` in memory take the place of `model` and `data`, a `reward` in memory that of the
+    settings `reward.…` (source=rollouts). `overwrite` replaces an earlier run
     in `out`; `dry_run` stops after the plan and the data report. Raises AccordError's children; a run folder is made
     only once data and model are known good.
     """
     if config is None:
-        config = build_config(_with_places(settings, policy, groups))
+        config = build_config(_with_places(settings, policy, groups, reward))
     elif settings:
         raise ConfigError(f"got a config and also {', '.join(settings)} — give one or the other")
     else:
@@ -104,31 +120,48 @@ def align(
     if not (dry_run or resume or overwrite):
         _on_first(accelerator, lambda: check_vacant(out))  # before minutes of loading; taken for good below
     data = load_run_data(config, groups, eval_groups)
-    check_needs(config.objective.name, spec, data)
+    samples, worth = config.source != "file", make_worth(config)
+    if samples:
+        spec = online_spec(spec, worth)
+    else:
+        check_needs(config.objective.name, spec, data)
     was_given = policy is not None
     policy = _load_policy(config, spec, accelerator) if policy is None else _check_given(policy, config, spec)
     config = _settled(config, spec, policy)
-    train, held_out, report = encode_run_data(config, data, policy)
+    if samples:
+        policy = prepare_policy(config, spec, policy)
+    encode = encode_run_prompts if samples else encode_run_data
+    train, held_out, report = encode(config, data, policy)
     hashes = {"data_hash": hash_data(data, train, held_out)}
+    longest = [longest_group(config, train)] if samples else train
     with memory_for("checking the layout and the reference"):
-        settle_layout(policy, train)
+        settle_layout(policy, longest)
         origin = _make_origin(config, spec, policy, was_given=was_given, resume=resume)
         hashes["weights_hash"] = origin.weights_hash
-        references = make_references(config, spec, policy, origin, train)
-    if not dry_run:
+        references = make_references(config, spec, policy, origin, longest)
+    if samples:
+        reward = make_reward(config, policy, reward)
+    elif not dry_run:
         with memory_for("asking further models about tokens"):
             train, held_out = with_token_facts(config, spec, policy, train, held_out)
     is_at_base = starts_at_base(policy)
-    loop = _make_loop(config, policy, train, held_out, references, accelerator, is_at_base=is_at_base)
+    source = make_rollouts(config, policy, train, reward, worth, origin=references.open(origin)) if samples else None
+    loop = _make_loop(config, spec, policy, train, held_out, references, accelerator, source, is_at_base=is_at_base)
     loop.progress, loop.scoring.judge = progress, _load_judge(config, policy)
+    if source is not None:
+        source.scoring = loop.scoring
+        loop.scoring.answers = answers_of(config, reward)
     check_moves(config, loop.num_steps)
     origin.is_untouched = lambda: loop.state.step == 0
     with memory_for("timing a pass for the plan"):
+        batch_at = loop.batch_at if source is None else lambda _: longest * config.train.batch_size
+        to_reference = (
+            references.to_score(train, held_out, map(loop.batch_at, range(loop.num_steps))) if source is None else []
+        )
         plan = make_plan(
             policy, train, held_out,
-            num_steps=loop.num_steps, lr=loop.rate, batch_at=loop.batch_at,
-            to_reference=references.to_score(train, held_out, map(loop.batch_at, range(loop.num_steps))),
-            reference_bytes=references.num_bytes,
+            num_steps=loop.num_steps, lr=loop.rate, batch_at=batch_at, to_reference=to_reference,
+            reference_bytes=references.num_bytes, longest=longest if samples else None,
         )  # fmt: skip
     announce(f"{report.text}\n{describe_plan(plan)}")
     if references.fixed is not None and config.reference.is_own_start and not is_at_base:
@@ -184,10 +217,10 @@ def _load_judge(config: AlignConfig, policy: Policy) -> RewardModel | None:
 
 
 def _make_loop(
-    config: AlignConfig, policy: Policy, train: list[TokenGroup], held_out: list[TokenGroup], references: References,
-    accelerator: Accelerator, *, is_at_base: bool,
+    config: AlignConfig, spec: ObjectiveSpec, policy: Policy, train: list[TokenGroup], held_out: list[TokenGroup],
+    references: References, accelerator: Accelerator, source: RolloutSource | None, *, is_at_base: bool,
 ) -> Loop:  # fmt: skip
-    spec, settings = config.objective.spec, config.objective.settings
+    settings = config.objective.settings
     populations = Populations.of(train, held_out)
     return Loop(
         policy=policy, groups=train, eval_groups=held_out, spec=spec, objective_settings=settings,
@@ -195,6 +228,7 @@ def _make_loop(
         evaluation=config.evaluate, accelerator=accelerator,
         objective_state=start_state(spec, settings, populations), populations=populations,
         starts_at_reference=_starts_at_known_loss(config, spec, policy, is_at_base=is_at_base),
+        source=source, critic_lr=config.critic.lr,
     )  # fmt: skip
 
 
@@ -208,10 +242,12 @@ def _run(
     resumed_step = _restore(loop, run, announce)
     if run is not None:
         loop.run = run
+        if isinstance(loop.source, RolloutSource) and config.rollout.record:
+            loop.source.keep = partial(keep_rollout, run)
         loop.tracker = open_tracker(
             run, wandb_project=config.tracking.wandb_project, config=config.to_dict(), resumed_step=resumed_step
         )
-    if (reference := references.fixed) is not None and loop.spec.reference:
+    if (reference := references.fixed) is not None and loop.spec.reference and config.source == "file":
         rank, world = loop.accelerator.process_index, loop.accelerator.num_processes
         with memory_for("scoring the reference"):
             reference.fill(
@@ -259,13 +295,20 @@ def _run(
     )  # fmt: skip
 
 
-def _with_places(settings: Mapping[str, Any], policy: Policy | None, groups: Sequence[Group] | None) -> dict[str, Any]:
+def _with_places(
+    settings: Mapping[str, Any], policy: Policy | None, groups: Sequence[Group] | None, reward: Reward | None
+) -> dict[str, Any]:
     """Name what came as an object, so that the config on disk says where it was from."""
     named = dict(settings)
     if policy is not None and not {"model", "model.path"} & named.keys():
         named["model"] = policy.path or "(in memory)"
     if groups is not None and not {"data", "data.path"} & named.keys():
         named["data"] = "(in memory)"
+    if reward is not None:
+        given = [key for key in named if key == "reward" or key.startswith("reward.")]
+        if given:
+            raise ConfigError(f"got a reward in memory and also {', '.join(given)} — give one or the other")
+        named[f"reward.{IN_MEMORY}"] = {"name": reward.name}
     return named
 
 

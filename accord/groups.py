@@ -90,6 +90,7 @@ class ScoredGroups:
 
     score_PK: Float[Tensor, "P K"] | None = None  # a reward model's; carries grad
     is_truncated_PK: Bool[Tensor, "P K"] | None = None  # sampled, and stopped by the length limit
+    is_own_PK: Bool[Tensor, "P K"] | None = None  # the policy's; False = of the opponent it is set against
     pair_score_PKK: Float[Tensor, "P K K"] | None = None  # a joint model's logit of "i before j", shown in that order
     steps: ScoredSteps | None = None
 
@@ -121,6 +122,9 @@ class RolloutBatch:
     old_logps_PKT: Float[Tensor, "P K T"]  # nats
     reference_logps_PKT: Float[Tensor, "P K T"] | None = None  # nats
     value_PKT: Float[Tensor, "P K T"] | None = None  # of a critic, before each token
+    step_reward_PKT: Float[Tensor, "P K T"] | None = None  # beside `reward_PK`: of the steps of a response …
+    is_step_end_PKT: Bool[Tensor, "P K T"] | None = None  # … at the last token of each
+    state: Mapping[str, Tensor] | None = None  # of `AdvantageSpec.state`, before this rollout
 
 
 @dataclass(frozen=True, kw_only=True)

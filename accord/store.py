@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,6 +237,14 @@ class RunFolder:
             return None
         path = find_free_name(self._folder("rows") / f"{split}-{step:06d}.parquet")
         _write_table(path, pa.Table.from_pylist([to_plain({"step": step, **row}) for row in rows]))
+        return path
+
+    def write_rollout(self, number: int, write: Callable[[Path], Any]) -> Path:
+        """Let `write` make the file of a rollout, whole or not there; one of the same number is replaced."""
+        path = self._folder("rollouts") / f"{number:06d}.parquet"
+        part = path.with_name(f"part-{path.name}")
+        write(part)
+        part.replace(path)
         return path
 
     def read_rows(self, split: str | None = None) -> Any:

@@ -25,9 +25,9 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from accord.config import EvaluateConfig, TrainConfig
-from accord.data.batching import epoch_batches, micro_batches
+from accord.data.batching import micro_batches
 from accord.data.tokens import TokenGroup
-from accord.errors import TrainingError
+from accord.errors import FeedbackError, TrainingError
 from accord.objectives import ObjectiveSpec
 from accord.policy.judgements import Populations
 from accord.policy.moving_reference import MovingReference
@@ -41,6 +41,7 @@ from accord.run.metrics import Sums, add_up, example_rows, means, measure
 from accord.run.plan import is_out_of_memory, schedule_factor
 from accord.run.predictions import predict, prediction_sums, with_predictions
 from accord.run.scored import BatchFacts, Scoring, add_state_sums, describe_state
+from accord.run.source import FileSource, GroupSource
 from accord.store import RunFolder
 from accord.tracking import Tracker
 
@@ -68,6 +69,8 @@ class Loop:
     objective_state: dict[str, Tensor] = field(default_factory=dict)  # at the start
     populations: Populations = field(default_factory=Populations)  # judges and strata of all groups
     moving_reference: MovingReference | None = None  # asked in training instead of `reference`, where it began
+    critic_lr: float | None = None  # of a critic's weights; None = as the policy's
+    source: GroupSource | None = None  # of the groups of each step; None = `groups`, in an order of the seed
 
     def __post_init__(self) -> None:
         assert self.settings.lr is not None, "a run's settings name the rate that was chosen"
@@ -75,10 +78,7 @@ class Loop:
         self.state = LoopState(max_batch_tokens=self.settings.max_batch_tokens)
         self._trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in self._trained if p.ndim >= 2], "weight_decay": self.settings.weight_decay},
-                {"params": [p for p in self._trained if p.ndim < 2], "weight_decay": 0.0},
-            ],
+            self._parameter_groups(),
             lr=self.rate,
             betas=(self.settings.adam_beta1, self.settings.adam_beta2),
             eps=self.settings.adam_eps,
@@ -91,17 +91,26 @@ class Loop:
             policy=self.policy, spec=self.spec, settings=self.objective_settings, reference=self.reference,
             seed=self.settings.seed, share=(self.accelerator.process_index, self.accelerator.num_processes),
             gather=gather_object, state=self.objective_state, moving_reference=self.moving_reference,
-            populations=self.populations,
+            populations=self.populations, keeps_reference=self.source is None,
         )  # fmt: skip
         self._rows: list[dict[str, Any]] = []
         self._stop_signal: int | None = None
-        per_epoch = math.ceil(len(self.groups) / self.settings.batch_size)
-        planned = max(1, round(self.settings.epochs * per_epoch))
-        self.num_steps = min(planned, self.settings.max_steps or planned)
+        self._source: GroupSource = self.source or FileSource(self.groups, self.settings)
+        self.num_steps = self._source.num_steps
         # a killed process loses a tenth of the run at most
         self.checkpoint_every = self.settings.checkpoint_every or max(1, self.num_steps // 10)
-        self._steps_per_epoch = per_epoch
-        self._epoch: tuple[int, list[list[int]]] = (-1, [])
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the trained weights by what is done to them: `lr_share` of the rate, decay for matrices only."""
+        found: list[dict[str, Any]] = []
+        trained, decay = self.policy.trained(), self.settings.weight_decay
+        for is_critic in (False, True):
+            share = self.critic_lr / self.rate if is_critic and self.critic_lr is not None else 1.0
+            chosen = [p for name, p in trained.items() if name.startswith("critic/") is is_critic]
+            for is_matrix in (True, False) if chosen else ():
+                part = [p for p in chosen if (p.ndim >= 2) is is_matrix]
+                found.append({"params": part, "weight_decay": decay if is_matrix else 0.0, "lr_share": share})
+        return found
 
     # -- running -----------------------------------------------------------------------------------------------------
 
@@ -120,7 +129,7 @@ class Loop:
         seconds = 0.0
         while self.state.step < self.num_steps and not self._is_out_of_patience():
             started = time.perf_counter()
-            sums = self._step()
+            sums = self._step_or_pause()
             seconds = time.perf_counter() - started
             self.state.pending = add_up((self.state.pending, sums))
             if self.state.step % self.settings.log_every == 0:
@@ -173,25 +182,28 @@ class Loop:
     # -- one step ----------------------------------------------------------------------------------------------------
 
     def batch_at(self, step: int) -> list[TokenGroup]:
-        """Return the groups of an optimiser step; a function of the step, the seed and the data alone."""
-        epoch, place = divmod(step, self._steps_per_epoch)
-        settings = self.settings
-        if self._epoch[0] != epoch:
-            batches = epoch_batches(
-                self.groups, settings.batch_size, window=settings.length_window, seed=settings.seed, epoch=epoch
-            )
-            self._epoch = (epoch, batches)
-        return [self.groups[index] for index in self._epoch[1][place]]
+        """Return the groups of an optimiser step."""
+        return self._source.batch_at(step)
+
+    def _step_or_pause(self) -> Sums:
+        """Take a step; where a judge, verifier or endpoint is down for good, leave a checkpoint and say so."""
+        try:
+            return self._step()
+        except FeedbackError as error:
+            self.save_checkpoint()
+            raise FeedbackError(f"{error} — the run pauses after step {self.state.step}; --resume goes on") from error
 
     def _step(self) -> Sums:
         batch = self.batch_at(self.state.step)
         passed = self._with_memory_to_spare(lambda: self._accumulate(batch), batch)
-        sums, rows = passed.sums, passed.rows
+        sums, rows = add_up((passed.sums, self._source.take_sums())), passed.rows
+        self._source.check(sums)
         self._check_start(sums, rows)
         self.state.grad_norm = self._finish_gradients(sums, batch, rows)
         if "loss" in sums:  # else no group of the batch has a judgement that the objective reads
             for group in self._optimizer.param_groups:
-                group["lr"] = self.rate * schedule_factor(self.state.step, self.num_steps, self.settings)
+                factor = schedule_factor(self.state.step, self.num_steps, self.settings)
+                group["lr"] = group["lr_share"] * self.rate * factor
             self._optimizer.step()
             self.scoring.advance(passed.state_sums)
         self._optimizer.zero_grad(set_to_none=True)
@@ -338,7 +350,7 @@ class Loop:
 
     def _log(self, seconds: float) -> None:
         metrics = means(self.state.pending) | {
-            "epoch": self.state.step / self._steps_per_epoch,
+            "epoch": self.state.step / self._source.steps_per_epoch,
             "lr": self._optimizer.param_groups[0]["lr"],
             "grad_norm": self.state.grad_norm,
         }
@@ -375,6 +387,8 @@ class Loop:
             self.run.write_rows("eval", self.state.step, found.rows)
             self.run.write_rows("samples", self.state.step, found.samples)
         loss = found.metrics.get("loss")
+        if loss is None and "reward" in found.metrics:  # answers to prompts: what is best has the highest reward
+            loss = -found.metrics["reward"]
         if loss is None:  # no held-out group has a judgement that the objective reads
             return
         if not math.isfinite(loss):
@@ -406,7 +420,9 @@ class Loop:
         if self.run is None or self.state.step in self.run.checkpoint_steps() or not self._is_finite():
             return
         moving = self.scoring.what_moves()
-        write_checkpoint(self.run, self.state.step, self.policy, self._optimizer, asdict(self.state), moving)
+        write_checkpoint(
+            self.run, self.state.step, self.policy, self._optimizer, asdict(self.state), moving, self._source.state()
+        )
         self.run.prune(keep_last=self.settings.keep_last, best_step=self.state.best_step)
 
     def _is_finite(self) -> bool:
@@ -414,8 +430,9 @@ class Loop:
 
     def restore(self, folder: Any) -> None:
         """Take up a checkpoint: weights, moments, position, random state."""
-        state, moved = load_checkpoint(folder, self.policy, self._optimizer)
+        state, moved, source = load_checkpoint(folder, self.policy, self._optimizer)
         self.scoring.take_up(moved)
+        self._source.take_up(source)
         self.state = LoopState(**state)
 
     def _catch_signals(self) -> dict[int, Any]:

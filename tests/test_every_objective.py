@@ -7,11 +7,15 @@ import torch
 import toy_runs
 from rich_data import data_for, settings_for
 
-from accord.objectives import OBJECTIVES
+from accord.objectives import OBJECTIVES, Need
 from accord.policy.load import load_policy
 
 
-@pytest.mark.parametrize("name", list(OBJECTIVES))
+SAMPLED = {Need.ADVANTAGES, Need.OPPONENTS}
+"""What no file gives: responses of the policy's own."""
+
+
+@pytest.mark.parametrize("name", [name for name, spec in OBJECTIVES.items() if not spec.needs & SAMPLED])
 def test_it_trains_on_a_file_that_holds_what_it_needs(name: str, tmp_path: Path) -> None:
     done = toy_runs.run(
         data_for(name), tmp_path / "run", objective=name, train__max_steps=2,

@@ -4,8 +4,9 @@ A run's settings come as dotted keys (`train.lr=1e-6`), from a YAML recipe, the 
 The settings of an objective are read off its function's signature, so that they are written down once.
 """
 
-from accord.config.build import SHORT, build_config, settle_reward_model
+from accord.config.build import build_config, settle_reward_model
 from accord.config.objective import validate_objective
+from accord.config.online.methods import SHORT
 from accord.config.reading import flatten, parse_assignment, read_recipe
 from accord.config.sections import (
     BFLOAT16_IS_TOO_COARSE,

@@ -8,14 +8,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from accord.config.objective import validate_objective
-from accord.config.reading import flatten
+from accord.config.objective import validate_advantage, validate_objective
+from accord.config.online.checks import check_source
+from accord.config.online.methods import expand_method
 from accord.config.sections import AlignConfig, idle_keys
 from accord.config.unknown import explain
 from accord.errors import ConfigError
-
-SHORT = {"model": "model.path", "data": "data.path", "objective": "objective.name", "reference": "reference.path"}
-"""Keys that may be given as one word: `objective=dpo` is `objective.name=dpo`."""
 
 
 def build_config(settings: Mapping[str, Any]) -> AlignConfig:
@@ -25,10 +23,10 @@ def build_config(settings: Mapping[str, Any]) -> AlignConfig:
     model or data, an unknown objective or a setting that the objective does not use.
     """
     nested: dict[str, Any] = {}
-    for key, value in flatten(settings):
+    for key, value in expand_method(settings):
         target = nested
         is_empty_section = isinstance(value, Mapping)
-        *parents, leaf = (key if is_empty_section else SHORT.get(key, key)).split(".")
+        *parents, leaf = key.split(".")
         for parent in parents:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
@@ -41,8 +39,14 @@ def build_config(settings: Mapping[str, Any]) -> AlignConfig:
         config = AlignConfig.model_validate(nested)
     except ValidationError as error:
         raise ConfigError(explain(error)) from None
-    config = config.model_copy(update={"objective": validate_objective(config.objective)})
+    config = config.model_copy(
+        update={
+            "objective": validate_objective(config.objective),
+            "advantage": validate_advantage(config.advantage),
+        }
+    )
     config = settle_reward_model(config)
+    check_source(config)
     _refuse_unasked_reference(config)
     _check_critical(config)
     _refuse_unasked_stratum(config)

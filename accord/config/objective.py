@@ -1,4 +1,4 @@
-"""An objective's own settings, read off its function's signature and checked against it."""
+"""The settings of an objective or an estimator of advantages, read off its function's signature and checked."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from annotated_types import Gt
 from pydantic import ConfigDict, ValidationError, create_model
 
+from accord.config.online.sections import AdvantageConfig
 from accord.config.sections import ObjectiveConfig
 from accord.config.unknown import unknown
 from accord.errors import ConfigError
@@ -61,15 +62,51 @@ def _objective_settings(name: str, given: Mapping[str, Any], prefix: str) -> dic
             shown = ", ".join(owners[:3]) + (", …" if len(owners) > 3 else "")
             also = f" ({shown} {'has' if len(owners) == 1 else 'have'} {key})" if owners else ""
             raise ConfigError(f"{unknown(f'{prefix}.{key}', valid)}; {name} does not use it{also}")
-    model = create_model(f"{name}_settings", __config__=ConfigDict(extra="forbid"), **fields)
+    settings = _validated(name, fields, given, prefix, spec.refused)
     try:
-        settings = model.model_validate(dict(given)).model_dump()
         if spec.check is not None:
             spec.check(**{key: value for key, value in settings.items() if key != "weight" or not is_part})
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    return settings
+
+
+def _validated(
+    name: str, fields: Mapping[str, Any], given: Mapping[str, Any], prefix: str, refused: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return settings, filled in, of their kind and in their bounds; say why of those that are not offered."""
+    for key, value in given.items():
+        if why := refused.get(f"{key}={value}"):
+            raise ConfigError(f"got {prefix}.{key}={value} — {why}")
+    model = create_model(f"{name}_settings", __config__=ConfigDict(extra="forbid"), **fields)
+    try:
+        return model.model_validate(dict(given)).model_dump()
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
         raise ConfigError(f"got {prefix}.{key}={problem['input']!r} — {problem['msg']}") from None
-    except ValueError as error:
-        raise ConfigError(f"{name}: {error}") from None
-    return settings
+
+
+def validate_advantage(given: AdvantageConfig) -> AdvantageConfig:
+    """Fill in and check the settings of an estimator of advantages against its signature."""
+    from accord.objectives.advantages import ADVANTAGES
+
+    if given.name is None:
+        if given.settings:
+            raise ConfigError(
+                f"got {', '.join(f'advantage.{key}' for key in given.settings)} without advantage.name — there are "
+                f"{', '.join(sorted(ADVANTAGES))}"
+            )
+        return given
+    if given.name not in ADVANTAGES:
+        near = difflib.get_close_matches(given.name, ADVANTAGES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(ADVANTAGES))}"
+        raise ConfigError(f"got advantage.name={given.name} — {hint}")
+    spec = ADVANTAGES[given.name]
+    fields = {key: (p.annotation, p.default) for key, p in spec.settings().items()}
+    for key in given.settings:
+        if key not in fields and f"{key}={given.settings[key]}" not in spec.refused:
+            valid = ["advantage.name", *(f"advantage.{field}" for field in fields)]
+            raise ConfigError(f"{unknown(f'advantage.{key}', valid)}; {given.name} does not use it")
+    settings = _validated(given.name, fields, given.settings, "advantage", spec.refused)
+    return AdvantageConfig(name=given.name, **settings)

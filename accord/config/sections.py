@@ -6,21 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Lt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from accord.config.online.sections import AdvantageConfig, CriticConfig, PretrainingConfig, RewardConfig, RolloutConfig
+from accord.config.section import Fraction, NonNegative, PositiveInt, Section
 
 if TYPE_CHECKING:
     from accord.objectives import ObjectiveSpec
-
-Fraction = Annotated[float, Ge(0), Le(1)]
-PositiveInt = Annotated[int, Gt(0)]
-NonNegative = Annotated[float, Ge(0)]
-
-
-class Section(BaseModel):
-    """Base of every group of settings: nothing unknown, nothing changed after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class ModelConfig(Section):
@@ -230,10 +223,19 @@ class AlignConfig(Section):
     model: ModelConfig
     data: DataConfig
     out: str = Field(default="", description="run folder; empty = runs/<objective>-<model>")
+    source: Literal["file", "rollouts", "replay"] = Field(
+        default="file", description="rollouts: sample from the policy and have it judged; replay: recorded rollouts"
+    )
+    method: str | None = Field(default=None, description="preset of an online method: ppo, grpo, … (`accord methods`)")
     template: TemplateConfig = TemplateConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     reference: ReferenceConfig = ReferenceConfig()
     critical: CriticalConfig = CriticalConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    advantage: AdvantageConfig = AdvantageConfig()
+    critic: CriticConfig = CriticConfig()
+    pretraining: PretrainingConfig = PretrainingConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     tracking: TrackingConfig = TrackingConfig()

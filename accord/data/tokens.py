@@ -11,8 +11,10 @@ from accord.records import Group, Judgement
 class RolloutTokens:
     """What is known of a response that the policy sampled, one number per token; None = nobody asked."""
 
-    old_logps: tuple[float, ...]  # nats, as the trained model scored it before any update
+    # nats, as the trained model scored it before any update; None = its next pass is before any update
+    old_logps: tuple[float, ...] | None = None
     sampler_logps: tuple[float, ...] | None = None  # nats, of the distribution actually sampled from
+    reference_logps: tuple[float, ...] | None = None  # nats; None = to be asked for at each pass
     advantages: tuple[float, ...] | None = None
     returns: tuple[float, ...] | None = None  # the critic's targets
     old_values: tuple[float, ...] | None = None  # what the critic said before any update

@@ -112,6 +112,9 @@ def _further_judgements(
         more["score_PK"] = 4 * uniform(num_prompts, num_responses) - 2
     if Need.PAIR_SCORES in needs:
         more["pair_score_PKK"] = 4 * uniform(num_prompts, num_responses, num_responses) - 2
+    if Need.OPPONENTS in needs:
+        more["is_own_PK"] = uniform(num_prompts, num_responses) < 0.5
+        more["is_own_PK"][:, 0], more["is_own_PK"][:, 1] = True, False
     if needs & {Need.STEP_SCORES, Need.STEP_LABELS}:
         shape = (num_prompts, num_responses, 3)
         is_labelled_PKS = uniform(*shape) < 0.7
@@ -132,7 +135,7 @@ def random_tokens(groups: ScoredGroups, needs: AbstractSet[Need], generator: tor
         drawn = low + (high - low) * torch.rand(*shape, generator=generator, dtype=torch.float64).to(dtype)
         return torch.where(is_trained_PKT, drawn, 0.0)
 
-    return ScoredTokens(
+    tokens = ScoredTokens(
         policy_logps_PKT=uniform(-2.0, -0.1),
         reference_logps_PKT=uniform(-2.0, -0.1),
         is_trained_PKT=is_trained_PKT,
@@ -141,6 +144,21 @@ def random_tokens(groups: ScoredGroups, needs: AbstractSet[Need], generator: tor
         critical_PKT=uniform(0, 1) if Need.CRITICAL in needs else None,
         log_sum_sq_PKT=uniform(-2.0, -0.1) if Need.LOG_SUM_SQ in needs else None,
         position_kl_PKT=uniform(0, 1) if Need.POSITION_KL in needs else None,
+    )
+    if Need.ADVANTAGES not in needs:
+        return tokens
+    # near enough that some ratios lie inside a clip of 0.2 and some outside, on both sides
+    old_PKT = torch.where(is_trained_PKT, tokens.policy_logps_PKT + uniform(-0.4, 0.4), 0.0)
+    has_values = Need.VALUES in needs
+    return replace(
+        tokens,
+        old_logps_PKT=old_PKT,
+        advantage_PKT=uniform(-1.5, 1.5),
+        sampler_logps_PKT=old_PKT + uniform(-0.3, 0.3) if Need.SAMPLER_LOGPS in needs else None,
+        entropy_PKT=uniform(0, 2) if Need.ENTROPY in needs else None,
+        value_PKT=uniform(-1, 1) if has_values else None,
+        old_value_PKT=uniform(-1, 1) if has_values else None,
+        return_PKT=uniform(-1, 1) if has_values else None,
     )
 
 
@@ -190,7 +208,8 @@ def leaves(groups: ScoredGroups) -> dict[str, Tensor]:
         found = {"policy_logps_PK": groups.policy_logps_PK}
         if groups.tokens is not None:
             found = {"tokens.policy_logps_PKT": groups.tokens.policy_logps_PKT}
-            found["tokens.position_kl_PKT"] = groups.tokens.position_kl_PKT
+            for name in ("position_kl_PKT", "value_PKT", "entropy_PKT"):
+                found[f"tokens.{name}"] = getattr(groups.tokens, name)
     return {name: value for name, value in found.items() if value is not None}
 
 

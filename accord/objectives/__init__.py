@@ -10,7 +10,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from accord.objectives import likelihood, listwise, logic, pairwise, pointwise, reward_model, robust, token_level
+from accord.objectives import (
+    likelihood,
+    listwise,
+    logic,
+    pairwise,
+    pointwise,
+    policy_gradient,
+    reward_model,
+    robust,
+    token_level,
+)
 from accord.objectives.spec import Need, ObjectiveSpec, StateSpec
 
 __all__ = ["OBJECTIVES", "Need", "ObjectiveSpec", "StateSpec", "methods_table"]
@@ -23,6 +33,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
     **listwise.ROWS,
     **reward_model.ROWS,
     **token_level.ROWS,
+    **policy_gradient.ROWS,
     **logic.ROWS,
 }
 

@@ -51,6 +51,7 @@ class Need(Enum):
     SAMPLER_LOGPS = "sampler_logps"  # tokens.sampler_logps_PKT
     VALUES = "values"  # tokens.value_PKT, old_value_PKT and return_PKT: a critic
     ENTROPY = "entropy"  # tokens.entropy_PKT
+    OPPONENTS = "opponents"  # is_own_PK: which responses the policy wrote, and which the one it is compared with
     # made by a reward model instead of log-probabilities
     SCORES = "scores"  # score_PK
     PAIR_SCORES = "pair_scores"  # pair_score_PKK
@@ -85,12 +86,16 @@ class ObjectiveSpec:
     reads: frozenset[Need] = field(default=frozenset())  # used when present, not required
     needs_when: Mapping[str, Need] = field(default_factory=dict)  # `setting` or `setting=choice`: when so, this, too
     reference: bool  # reads reference_logps_PK
+    reference_when: str = ""  # the setting that must not be 0 or empty for it to do so; "" = no setting decides
     level: Level = "sequence"
     is_difference_only: bool = False  # at the defaults: unchanged when all log-ratios of a prompt shift by a constant
     initial_loss: Callable[..., float | None] | None = None  # of the settings: the loss at policy = reference
     learns_from_reference: bool = True  # at the defaults: from policy = reference on, the better response gains
     has_stop_gradient: bool = False  # sg[·] in the formula: some numbers that depend on the policy are held constant
+    shared_settings: frozenset[str] = frozenset()  # that several rows offer and one function obeys
+    combinations: tuple[Mapping[str, Any], ...] = ()  # to be checked together: alone they do little or nothing
     state: StateSpec | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)  # `setting=choice` that is not offered → why not
     check: Callable[..., None] | None = None  # of the settings: raises ValueError where bounds cannot say what is wrong
     proof: Proof
     implicit_reward: str  # formula of implicit_reward_PK
@@ -113,9 +118,10 @@ class ObjectiveSpec:
         }
 
     def at(self, settings: Mapping[str, Any]) -> ObjectiveSpec:
-        """Return the row as these settings make it: with the needs that they add."""
+        """Return the row as these settings make it: with the needs, and the reference, that they add."""
         more = {need for key, need in self.needs_when.items() if _is_so(key, settings)}
-        return replace(self, needs=self.needs | more) if more else self
+        reference = self.reference or bool(self.reference_when and _is_so(self.reference_when, settings))
+        return replace(self, needs=self.needs | more, reference=reference) if more or reference else self
 
     def defaults(self) -> dict[str, Any]:
         """Return the default of every setting."""

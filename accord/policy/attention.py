@@ -20,6 +20,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from accord.policy.layout import Tree, TreeLayout
 
 TREE_ATTENTION = "accord_tree"
+SAMPLING_ATTENTION = "accord_sampling"  # of policy/sampling, one token per row
 SHORT_TREE = 256  # tokens; below it one padded call is cheaper than one call per response
 MOST_PADDING = 4  # times the scores that are needed; above it the calls are
 
@@ -184,7 +185,7 @@ class AttentionSwitch:
 
     def to(self, layout: str) -> AbstractContextManager[None]:
         """Run a block on the attention of a layout; "plain" is the model's own."""
-        return self._set_to(TREE_ATTENTION if layout == "tree" else self._own)
+        return self._set_to({"tree": TREE_ATTENTION, "sampling": SAMPLING_ATTENTION}.get(layout, self._own))
 
     def as_now(self) -> AbstractContextManager[None]:
         """Make a block that runs, whenever it is entered, on the attention that is set now."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from accord.policy.attention import AttentionSwitch, supports_interface
 from accord.policy.head import Statistic, linear_logps, logps_of_logits
 from accord.policy.layout import Batch, lay_out_plain, lay_out_tree
 from accord.policy.products import FastLinear
+from accord.policy.tokens.entropy import position_entropy
 from accord.policy.tokens.position_kl import Readout, position_kl
 from accord.records import Group, Response, Text
 
@@ -40,6 +41,8 @@ class Scores:
     is_trained_N: Tensor
     statistics: dict[str, Tensor] = field(default_factory=dict)  # by-products per token (N,), detached
     position_kl_N: Tensor | None = None  # KL(π_ref ‖ π) in nats, where a reference was given; carries grad
+    entropy_N: Tensor | None = None  # of the next-token distributions, nats, where asked for; carries grad
+    value_N: Tensor | None = None  # of a critic, before each token; carries grad
 
     score_PK: Tensor | None = None  # a reward model's instead, as logits; 0 in padding slots …
     step_score_PKS: Tensor | None = None  # … at the ends of the steps of each response (S = most steps) …
@@ -70,6 +73,7 @@ class Policy(nn.Module):
         self.autocast = autocast
         self.tokenizer = tokenizer
         self.path = path
+        self.temperature = 1.0  # logits are divided by it: of a policy that samples at another one
         self.has_linear_head: bool | None = None  # None until the first forward compared it with the model's own logits
         self.why_plain: str | None = None
         self._is_settled = False
@@ -90,6 +94,10 @@ class Policy(nn.Module):
         """Whether the trainable weights are peft adapters on a frozen base."""
         return hasattr(self.model, "disable_adapter")
 
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the weights that learn, by name."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -108,6 +116,11 @@ class Policy(nn.Module):
         found = check_layout(self, groups) if self.why_plain is None else None
         if found is not None and found.reason is not None:
             self.fall_back_to_plain(found.reason)
+
+    def ensure_layout(self, groups: Sequence[TokenGroup]) -> None:
+        """Settle the layout on groups unless that was done."""
+        if not self._is_settled:
+            self.settle_layout(groups)
 
     def fall_back_to_plain(self, reason: str) -> None:
         """Use the plain padded layout from now on, and say why, once."""
@@ -188,6 +201,7 @@ class Policy(nn.Module):
         statistics: Sequence[Statistic] = (),
         layout: str | None = None,
         reference: Readout | None = None,
+        with_entropy: bool = False,
     ) -> Scores:
         """See `score`; `layout` overrides the choice for one call (checks).
 
@@ -197,8 +211,17 @@ class Policy(nn.Module):
         with self.attention(layout), self.precision():
             readout = self._readout(batch)
             token_logps_N, found = self.token_logps(batch, statistics, readout)
-            position_kl_N = None if reference is None else position_kl(readout, reference)
-        return _gather(groups, batch, token_logps_N, found, position_kl_N)
+            scores = _gather(groups, batch, token_logps_N, found)
+            return replace(
+                scores,
+                position_kl_N=None if reference is None else position_kl(readout, reference),
+                entropy_N=position_entropy(readout) if with_entropy else None,
+                value_N=self.values(groups, readout),
+            )
+
+    def values(self, groups: Sequence[TokenGroup], readout: Readout) -> Tensor | None:
+        """Return what a critic says before each response token; None without one."""
+        return None
 
     @torch.no_grad()
     def readout_of(self, groups: Sequence[TokenGroup]) -> Readout:
@@ -259,8 +282,8 @@ class Policy(nn.Module):
             hidden_NH = hidden_NH.to(self.autocast or hidden_NH.dtype)  # autocast does not reach into our own function
             weight_VH = head.weight.to(hidden_NH.dtype)
             bias_V = head.bias.to(hidden_NH.dtype) if head.bias is not None else None
-            return Readout(hidden_NH=hidden_NH, weight_VH=weight_VH, bias_V=bias_V)
-        return Readout(logits_NV=self._own_logits(inputs, batch))
+            return Readout(hidden_NH=hidden_NH, weight_VH=weight_VH, bias_V=bias_V).at(self.temperature)
+        return Readout(logits_NV=self._own_logits(inputs, batch)).at(self.temperature)
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
@@ -318,7 +341,6 @@ def _gather(
     batch: Batch,
     token_logps_N: Tensor,
     found: dict[str, Tensor],
-    position_kl_N: Tensor | None = None,
 ) -> Scores:
     counted_N = torch.where(batch.is_trained_N, token_logps_N, 0.0)
     logps_S = token_logps_N.new_zeros(batch.num_sequences).index_add(0, batch.sequence_N, counted_N)
@@ -341,8 +363,15 @@ def _gather(
         sequence_N=batch.sequence_N,
         is_trained_N=batch.is_trained_N,
         statistics=found,
-        position_kl_N=position_kl_N,
     )
+
+
+def sums_by_response(scores: Scores, values_N: Tensor) -> Tensor:
+    """Return a number per token (N,) summed over the trained tokens of each response, (P, K)."""
+    counted_N = torch.where(scores.is_trained_N, values_N, 0.0)
+    num_responses = int(scores.is_valid_PK.sum())
+    sums_S = values_N.new_zeros(num_responses).index_add(0, scores.sequence_N, counted_N)
+    return values_N.new_zeros(scores.is_valid_PK.shape).masked_scatter(scores.is_valid_PK, sums_S)
 
 
 def _accepts(module: nn.Module, name: str) -> bool:
@@ -353,11 +382,8 @@ def _accepts(module: nn.Module, name: str) -> bool:
 
 def _close(a: Tensor, b: Tensor) -> bool:
     # the same product over a different shape may round differently, in the last bits only
-    return bool(
-        torch.allclose(
-            a.cpu().double(), b.cpu().double(), rtol=0, atol=64 * torch.finfo(a.dtype).eps * float(b.abs().max())
-        )
-    )
+    gap, size = (a.cpu().double() - b.cpu().double()).abs(), b.cpu().double().abs().max()
+    return bool((gap <= 64 * torch.finfo(a.dtype).eps * size).all())  # also False for what is not a number
 
 
 def _probe_group() -> TokenGroup:

@@ -75,10 +75,11 @@ class RewardModel(Policy):
         statistics: Sequence[Statistic] = (),
         layout: str | None = None,
         reference: Readout | None = None,
+        with_entropy: bool = False,
     ) -> Scores:
         """Score groups, all responses of a prompt in one pass; `layout` overrides the choice for one call (checks).
 
-        `statistics` and `reference` are of next-token distributions; a reward model has none and makes none. An empty
+        `statistics`, `reference` and `with_entropy` are of next-token distributions; a reward model has none and makes none. An empty
         response is scored at the prompt's last token. Step scores are made where responses say where their steps end.
         """
         shown = [self.lay_open(group) for group in groups]
@@ -97,6 +98,13 @@ class RewardModel(Policy):
         ends = [start + _last_trained(response) + 1 for start, response in zip(starts, responses, strict=False)]
         score_PK = _by_group(self._score(hidden_NH, ends), [len(group.responses) for group in groups])
         return replace(scores, score_PK=score_PK, step_score_PKS=self._step_scores(groups, hidden_NH, starts))
+
+    def token_scores(self, groups: Sequence[TokenGroup]) -> Tensor:
+        """Return the score before each response token (N,), in (group, response, token) order: as a critic's values."""
+        batch, layout = self._lay_out(groups, None)
+        with self.attention(layout), self.precision():
+            hidden_NH = self._hidden(batch)
+            return self._score(hidden_NH, range(len(hidden_NH)))
 
     def token_logps(
         self, batch: Batch, statistics: Sequence[Statistic] = (), readout: Readout | None = None

@@ -18,20 +18,27 @@ from accord.store import RunFolder
 
 
 def write_checkpoint(
-    run: RunFolder, step: int, policy: Policy, optimizer: Any, state: dict[str, Any], moving: dict[str, Tensor]
+    run: RunFolder, step: int, policy: Policy, optimizer: Any, state: dict[str, Any], moving: dict[str, Tensor],
+    source: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Write a checkpoint into a run folder: whole or not at all. `moving`: further tensors that move with the steps."""
-    weights = {name: p.detach().contiguous() for name, p in policy.model.named_parameters() if p.requires_grad}
+    """Write a checkpoint into a run folder: whole or not at all.
+
+    `moving`: further tensors that move with the steps; `source`: what moves where the groups come from.
+    """
+    weights = {name: p.detach().contiguous() for name, p in policy.trained().items()}
     size, more = (sum(t.numel() * t.element_size() for t in part.values()) for part in (weights, moving))
     with run.new_checkpoint(step, needed_bytes=3 * size + more) as folder:  # AdamW's two moments are as large
         save_file(weights, folder / "trained.safetensors")
         torch.save(optimizer.state_dict(), folder / "optimizer.pt")
         torch.save(_random_state(), folder / "random.pt")
         torch.save(moving, folder / "moving.pt")
+        torch.save(source, folder / "source.pt")
         (folder / "state.json").write_text(json.dumps(state))
 
 
-def load_checkpoint(folder: Path, policy: Policy, optimizer: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def load_checkpoint(
+    folder: Path, policy: Policy, optimizer: Any
+) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
     """Put a checkpoint's weights, moments and random state in place; return the loop's state and what else moved.
 
     Raises StoreError when the checkpoint is of another model.
@@ -40,13 +47,14 @@ def load_checkpoint(folder: Path, policy: Policy, optimizer: Any) -> tuple[dict[
     optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location=policy.device, weights_only=True))
     _restore_random_state(torch.load(folder / "random.pt", map_location="cpu", weights_only=True))
     moving = torch.load(folder / "moving.pt", map_location="cpu", weights_only=True)
-    return json.loads((folder / "state.json").read_text()), moving
+    source = torch.load(folder / "source.pt", map_location="cpu", weights_only=True)
+    return json.loads((folder / "state.json").read_text()), moving, source
 
 
 def load_weights(folder: Path, policy: Policy) -> None:
     """Put a checkpoint's weights in place, and nothing else. Raises StoreError when it is of another model."""
     weights = load_file(folder / "trained.safetensors", device=str(policy.device))
-    trained = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
+    trained = policy.trained()
     if weights.keys() != trained.keys() or any(weights[name].shape != p.shape for name, p in trained.items()):
         raise StoreError(
             f"got the checkpoint {folder} of another model ({len(weights)} trained weights) — expected one of the "

@@ -244,7 +244,7 @@ def _unconditioned_prompts(
         return None
     rows = [group.source.extra[ROW] for group in groups if group.source is not None]
     places = sorted(set(rows))
-    prompts = encode_prompts([data.unconditioned[place] for place in places], policy.tokenizer, **_rendering(config))
+    prompts = encode_prompts([data.unconditioned[place] for place in places], policy.tokenizer, **rendering(config))
     of_row = dict(zip(places, prompts, strict=True))
     return [of_row[row] for row in rows]
 
@@ -315,11 +315,12 @@ def _encode_part(config: AlignConfig, groups: Sequence[Group], policy: Policy) -
         groups, policy.tokenizer,
         max_tokens=max_tokens, on_too_long=data.on_too_long, on_empty=data.on_empty, on_identical=data.on_identical,
         on_prompt_mismatch=data.on_prompt_mismatch, on_template_error=template.on_error,
-        **_rendering(config),
+        **rendering(config),
     )  # fmt: skip
 
 
-def _rendering(config: AlignConfig) -> dict[str, Any]:
+def rendering(config: AlignConfig) -> dict[str, Any]:
+    """Return how turns become tokens, as options of the encoder."""
     template = config.template
     return {
         "append_eos": template.append_eos,

@@ -19,7 +19,8 @@ from accord.policy.head import Statistic
 from accord.policy.policy import Policy
 from accord.policy.reference import Reference
 from accord.policy.reward import RewardModel
-from accord.policy.sample import SamplingSettings, sample_responses, trained_ends
+from accord.policy.sampling import SamplingSettings, sample_responses, trained_ends
+from accord.run.answers import gathered
 from accord.run.metrics import Sums, add_up, example_rows, means, measure
 from accord.run.pair_gradients import measure_gradients, summarise_gradients, with_gradients
 from accord.run.predictions import predict, prediction_sums, summarise_predictions, with_predictions
@@ -53,7 +54,8 @@ def evaluate(
     (rank, world), gather, policy = scoring.share, scoring.gather, scoring.policy
     parts: list[Sums] = []
     rows: list[dict[str, Any]] = []
-    for batch in scoring.held_out_batches(groups):
+    judged = [group for group in groups if group.responses]  # prompts alone have nothing to be scored
+    for batch in scoring.held_out_batches(judged) if judged else ():
         facts = scoring.held_out_facts(batch, max_batch_tokens)
         for places in micro_batches(batch, max_batch_tokens, layout=policy.layout)[rank::world]:
             part = [batch[place] for place in places]
@@ -75,14 +77,15 @@ def evaluate(
         places = range(len(chosen))[rank::world]
         mine = [chosen[place] for place in places]
         ends = trained_ends(groups)
-        samples = gather(_answer(scoring, mine, places, settings, max_batch_tokens, ends))
+        samples = gathered(gather, lambda: _answer(scoring, mine, places, settings, max_batch_tokens, ends))
         samples.sort(key=lambda sample: sample["index"])
         log_ratios = [sample["log_ratio"] for sample in samples if sample["log_ratio"] is not None]
         if 1 < len(log_ratios) == len(samples):  # one number has no interval
             metrics |= mean_interval(log_ratios).as_dict("kl")
-        scored = [sample["score"] for sample in samples if sample["score"] is not None]
-        if len(scored) > 1:
-            metrics |= mean_interval(scored).as_dict("score")
+        for name in ("score", "reward"):
+            known = [sample[name] for sample in samples if sample[name] is not None]
+            if len(known) > 1:
+                metrics |= mean_interval(known).as_dict(name)
         if samples:
             metrics["length/sampled"] = sum(sample["num_tokens"] for sample in samples) / len(samples)
     return Evaluation(metrics=metrics, rows=rows, samples=samples)
@@ -115,8 +118,9 @@ def _answer(
         return []
     policy, reference, seed = scoring.policy, scoring.reference, scoring.seed
     prompts = [group.prompt_ids for group in groups]
+    answers = scoring.answers
     try:
-        sampling = SamplingSettings(max_tokens=settings.sample_tokens, seed=seed)
+        sampling = answers.sampling or SamplingSettings(max_tokens=settings.sample_tokens, seed=seed)
         drawn = sample_responses(policy, prompts, sampling, streams=places, more_stop_ids=ends)
     except PolicyError as error:  # training goes on: what was learnt is worth more than a number about it
         log.warning("held-out prompts are not answered, and KL is not measured: %s", error)
@@ -132,6 +136,7 @@ def _answer(
         except PolicyError as error:
             log.warning("KL is not measured: %s", error)
     scores = _scores(scoring.judge, answered, max_batch_tokens)
+    rewards = answers.rewards(groups, drawn)
     return [
         {
             "index": group.index,
@@ -140,8 +145,9 @@ def _answer(
             "num_tokens": len(response.token_ids or ()),
             "log_ratio": log_ratio,
             "score": score,
+            "reward": reward,
         }
-        for group, (response,), log_ratio, score in zip(groups, drawn, log_ratios, scores, strict=True)
+        for group, (response,), log_ratio, score, reward in zip(groups, drawn, log_ratios, scores, rewards, strict=True)
     ]
 
 

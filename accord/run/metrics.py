@@ -56,6 +56,10 @@ def measure(scored: ScoredGroups, result: ObjectiveResult, scores: Scores) -> Su
             _add(sums, f"length/{name}", lengths_PK, here_PK)
     if scored.reference_logps_PK is not None:
         _add(sums, "log_ratio/response", scored.log_ratio_PK, scored.is_valid_PK)
+    if (tokens := scored.tokens) is not None and tokens.sampler_logps_PKT is not None:
+        apart_PKT = (tokens.policy_logps_PKT - tokens.sampler_logps_PKT).detach()
+        _add(sums, "sampler/abs_diff", apart_PKT.abs(), tokens.is_trained_PKT)
+        _add(sums, "sampler/k3", (apart_PKT.exp() - 1 - apart_PKT), tokens.is_trained_PKT)
     for name, values_N in scores.statistics.items():
         _add(sums, f"statistics/{name}", values_N, scores.is_trained_N)
     if scored.score_PK is not None or scored.pair_score_PKK is not None:  # a reward model has no log-probabilities

@@ -29,8 +29,11 @@ def make_plan(
     batch_at: Callable[[int], Sequence[TokenGroup]],
     to_reference: Sequence[TokenGroup],
     reference_bytes: int,
+    longest: Sequence[TokenGroup] | None = None,
 ) -> dict[str, Any]:
     """Return the plan of a run as plain values.
+
+    Of a run that samples, `longest` stands for all groups: tokens are then upper bounds, drawing them is not counted.
 
     Bytes count weights (`reference_bytes`: those of a second model), gradients and AdamW's two moments, not
     activations. `expected_seconds` scales one timed forward and backward pass by tokens; a pass without gradient counts
@@ -40,10 +43,11 @@ def make_plan(
     trained = [p for p in parameters if p.requires_grad]
     weights = sum(p.numel() * p.element_size() for p in parameters)
     moving = sum(p.numel() * p.element_size() for p in trained)
-    padded = sum(_padded(groups[start : start + 8]) for start in range(0, len(groups), 8))
+    groups_like = groups if longest is None else [*longest] * len(groups)
+    padded = sum(_padded(groups_like[start : start + 8]) for start in range(0, len(groups_like), 8))
     tokens = sum(group.num_tokens for step in range(num_steps) for group in batch_at(step))
     reference_tokens = sum(group.num_tokens for group in to_reference)
-    seconds_per_token = _time_pass(policy, groups)
+    seconds_per_token = _time_pass(policy, longest or groups)
     return {
         "groups": len(groups),
         "held_out_groups": len(eval_groups),
@@ -51,7 +55,8 @@ def make_plan(
         "learning_rate": lr,
         "tokens_to_train": tokens,
         "tokens_to_reference": reference_tokens,
-        "tokens_per_epoch": sum(group.num_tokens for group in groups),
+        "tokens_per_epoch": sum(group.num_tokens for group in groups_like),
+        "is_sampled": longest is not None,
         "tokens_per_epoch_if_padded_by_8": padded,
         "layout": policy.layout,
         "why_plain": policy.why_plain,
@@ -99,13 +104,15 @@ def describe_plan(plan: dict[str, Any]) -> str:
             f"  groups                 {plan['groups']} to train on, {plan['held_out_groups']} held out",
             f"  steps                  {plan['optimiser_steps']}",
             f"  learning rate          {plan['learning_rate']:g}",
-            f"  tokens                 {plan['tokens_to_train']} to train, {plan['tokens_to_reference']} to reference",
+            f"  tokens                 {'at most ' if plan['is_sampled'] else ''}{plan['tokens_to_train']} to train, "
+            f"{plan['tokens_to_reference']} to reference",
             f"  layout                 {plan['layout']}"
             + (f" ({why_plain})" if why_plain else f": {saved:.1f}× fewer tokens than padded pairs of 8"),
             f"  parameters             {plan['parameters']:,} ({plan['trained_parameters']:,} trained)",
             f"  memory                 {plan['bytes_weights'] / gib:.2f} GiB weights, {second}"
             f"{plan['bytes_gradients_and_moments'] / gib:.2f} GiB gradients and moments, besides activations",
-            f"  expected time          {plan['expected_seconds']:.0f} s on this machine, evaluation not counted",
+            f"  expected time          {plan['expected_seconds']:.0f} s on this machine, "
+            + ("sampling and evaluation not counted" if plan["is_sampled"] else "evaluation not counted"),
         )
     )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class Origin:
             self._kept = Policy(
                 copy.deepcopy(policy.model), policy.tokenizer, path=policy.path, autocast=policy.autocast
             )
+            self._kept.temperature = policy.temperature
             self._kept.why_plain = policy.why_plain
             self._kept.requires_grad_(False)
 
@@ -64,6 +65,7 @@ class Origin:
         if self._policy.why_plain is not None:
             policy.fall_back_to_plain(self._policy.why_plain)
         policy.requires_grad_(False)
+        policy.temperature = self._policy.temperature
         return policy
 
 
@@ -71,14 +73,15 @@ def is_asked_later(config: AlignConfig, spec: ObjectiveSpec, *, is_resumed: bool
     """Whether the policy's own start is asked for log-probabilities after the policy has moved."""
     if not config.reference.is_own_start:
         return False
-    to_fill = is_resumed and spec.reference
+    to_fill = (is_resumed or config.source != "file") and spec.reference
+    to_fill = to_fill or config.rollout.from_reference > 0
     mismatched = Need.MISMATCHED_KL in spec.needs and config.reference.update == "none"
     return to_fill or mismatched or Need.POSITION_KL in spec.needs or config.evaluate.num_samples > 0
 
 
 def level_of(spec: ObjectiveSpec) -> Level:
     """Return whether an objective reads the reference's log-probabilities token by token, or only their sums."""
-    return "token" if spec.reference and Need.TOKENS in spec.needs else "sequence"
+    return "token" if spec.reference and spec.needs & {Need.TOKENS, Need.SAMPLER_LOGPS} else "sequence"
 
 
 def starts_at_base(policy: Policy) -> bool:
@@ -94,6 +97,12 @@ class References:
     moving: MovingReference | None
     num_bytes: int  # beside the policy
     is_of_objective: bool = True  # else only the KL of the evaluation asks
+    other: Policy | None = None  # the model, where it is not the policy's own start
+
+    def open(self, origin: Origin) -> Callable[[], AbstractContextManager[Policy]]:
+        """Return what opens the reference itself."""
+        other = self.other
+        return origin if other is None else lambda: opened(other)
 
     def to_fill(self, groups: Sequence[TokenGroup], held_out: Sequence[TokenGroup]) -> list[TokenGroup]:
         """Return the groups whose log-probabilities are asked of the fixed one again and again."""
@@ -142,7 +151,9 @@ def make_references(
     moving = _make_moving(config, spec, policy, other) if settings.update != "none" else None
     num_bytes = sum(p.numel() * p.element_size() for p in holder.parameters()) if holder is not None else 0
     num_bytes += moving.num_bytes if moving is not None else 0
-    return References(fixed=fixed, moving=moving, num_bytes=num_bytes, is_of_objective=spec.reference)
+    return References(
+        fixed=fixed, moving=moving, num_bytes=num_bytes, is_of_objective=spec.reference, other=other
+    )  # fmt: skip
 
 
 def _load_other(config: AlignConfig, policy: Policy, groups: Sequence[TokenGroup]) -> Policy:
@@ -161,6 +172,7 @@ def _load_other(config: AlignConfig, policy: Policy, groups: Sequence[TokenGroup
             f"got {settings.named} with a vocabulary of {_vocabulary(other)}, another than the policy's "
             f"{_vocabulary(policy)}"
         )
+    other.temperature = policy.temperature
     other.settle_layout([groups[0], max(groups, key=lambda group: group.num_tokens)])
     other.requires_grad_(False)
     return other

@@ -22,17 +22,17 @@ from accord.policy.head import Statistic
 from accord.policy.judgements import Populations, behaviour_logps, to_scored_groups
 from accord.policy.mismatched import mismatched_groups
 from accord.policy.moving_reference import MovingReference
-from accord.policy.policy import Policy, Scores
+from accord.policy.policy import Policy, Scores, sums_by_response
 from accord.policy.prompt_embedding import prompt_embeddings
 from accord.policy.reference import Reference
 from accord.policy.reward import RewardModel
-from accord.policy.tokens.scored import to_scored_tokens
+from accord.policy.tokens.scored import recorded_logps, to_scored_tokens
+from accord.run.answers import Answers, Gather
 
 T = TypeVar("T")
-Gather = Callable[[list[Any]], list[Any]]
-"""Join the lists of all processes, in rank order."""
 OF_TOKENS = {
     Need.TOKENS, Need.TOKEN_WEIGHTS, Need.EDITS, Need.LOG_SUM_SQ, Need.POSITION_KL, Need.CRITICAL,
+    Need.ADVANTAGES, Need.SAMPLER_LOGPS, Need.VALUES, Need.ENTROPY,
 }  # fmt: skip
 """What objectives are shown as `ScoredGroups.tokens`."""
 _REFERENCE = "reference/"  # before the names of its weights among what moves
@@ -65,6 +65,8 @@ class Scoring:
     populations: Populations = field(default_factory=Populations)  # judges and strata of the run's groups
     moving_reference: MovingReference | None = None  # asked in training instead of the fixed one
     judge: RewardModel | None = None  # scores answers to held-out prompts
+    answers: Answers = field(default_factory=Answers)  # how held-out prompts are answered
+    keeps_reference: bool = True  # False where texts are sampled: they hardly come again
 
     def __post_init__(self) -> None:
         self.start = self.state  # `take_up` moves the state of a resumed run, never this
@@ -112,13 +114,21 @@ class Scoring:
             statistics = (*statistics, "log_sum_sq")
         # before the policy's own pass: a reference may put other values in the policy's place while it is read
         readout = reference.readout(groups) if reference is not None and Need.POSITION_KL in needs else None
-        scores = (module or self.policy)(groups, statistics=statistics, reference=readout)
-        reference_PK = None if reference is None else reference.logps(groups, scores.logps_PK)
+        scores = (module or self.policy)(
+            groups, statistics=statistics, reference=readout, with_entropy=Need.ENTROPY in needs
+        )
+        recorded_N = recorded_logps(groups, "reference_logps", scores.token_logps_N)
+        keep = self.keeps_reference
+        reference_PK = None
+        if recorded_N is not None and self.spec.reference:
+            reference_PK = sums_by_response(scores, recorded_N)
+        elif reference is not None:
+            reference_PK = reference.logps(groups, scores.logps_PK, keep=keep)
         scored = to_scored_groups(groups, scores, reference_PK, facts.mismatched_kl)
         if needs & OF_TOKENS:
-            reference_N = None
-            if reference is not None and reference.level == "token":
-                reference_N = reference.token_logps(groups, scores.token_logps_N)
+            reference_N = recorded_N
+            if reference_N is None and reference is not None and reference.level == "token":
+                reference_N = reference.token_logps(groups, scores.token_logps_N, keep=keep)
             scored = replace(scored, tokens=to_scored_tokens(groups, scores, reference_N))
         return scores, self._with_facts(scored, groups, facts, places)
 

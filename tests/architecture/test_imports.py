@@ -27,7 +27,11 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"diagnostics", "errors", "records", "durable", "store"},
     "policy": {"errors", "records", "data", "groups"},
     "certify": {"errors", "claims", "records", "data", "policy"},
-    "feedback": {"data", "errors", "groups", "policy", "records"},
+    "endpoint": {"errors", "durable"},
+    "engines": {"data", "endpoint", "errors", "policy", "records"},
+    "feedback": {"data", "endpoint", "errors", "groups", "policy", "records"},
+    "decoding": {"data", "errors", "feedback", "groups", "policy", "records"},
+    "web": {"agreement", "errors", "feedback", "records"},
     "run": {
         "config", "data", "diagnostics", "errors", "evaluation", "groups", "objectives", "policy", "records", "store",
     },
@@ -49,8 +53,8 @@ OBJECTIVES_MAY_IMPORT = {
     "torch", "typing",
 }  # fmt: skip
 LIGHT = {
-    "accord", "claims", "cli", "config", "data", "durable", "errors", "evaluation", "records", "store", "terminal",
-    "tracking",
+    "accord", "claims", "cli", "config", "data", "durable", "endpoint", "errors", "evaluation", "records", "store",
+    "terminal", "tracking",
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "tokenizers"}
 

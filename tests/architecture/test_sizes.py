@@ -19,6 +19,7 @@ LONGER_FILES = {
 }
 # folder → its own ceiling and why it has one
 FULLER_FOLDERS = {
+    "accord/cli": (12, "a file per group of commands"),
     "accord": (16, "the verbs and records at the top are the table of contents"),
     "accord/objectives": (12, "a file per family, and the table of all"),
     "accord/lab/optima": (16, "a file of claims per file of objectives"),

@@ -42,6 +42,7 @@ def judged_bandit(spec: ObjectiveSpec) -> ScoredGroups:
         votes=votes_for_the_best() if Need.VOTES in read else None,
         stratum_P=torch.zeros(1, dtype=torch.long) if Need.STRATA in read else None,
         stratum_frac_P=torch.ones(1, dtype=torch.float64) if Need.STRATA in read else None,
+        is_own_PK=is_best_PK if Need.OPPONENTS in read else None,
     )
 
 
@@ -72,6 +73,11 @@ def in_two_tokens(logps_PK: torch.Tensor, reference_PK: torch.Tensor | None) -> 
         critical_PKT=torch.full_like(halves_PKT, 0.5),
         log_sum_sq_PKT=torch.logsumexp(2 * logps_PK, dim=1).detach().expand_as(is_trained_PKT) / 2,
         position_kl_PKT=kl.expand_as(is_trained_PKT) / 2,
+        # as sampled a moment ago: the reward of the best less the mean reward
+        old_logps_PKT=halves_PKT.detach(),
+        advantage_PKT=((torch.arange(NUM_RESPONSES) == BEST).double() - 1 / NUM_RESPONSES)[None, :, None].expand_as(
+            is_trained_PKT
+        ),
     )
 
 

@@ -17,7 +17,7 @@ from accord.data.tokens import TokenGroup, TokenResponse
 from accord.errors import PolicyError
 from accord.policy.load import load_policy
 from accord.policy.policy import Policy
-from accord.policy.sample import (
+from accord.policy.sampling import (
     NoSampler,
     SamplingSettings,
     answer_prompts,

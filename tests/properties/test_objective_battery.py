@@ -19,9 +19,14 @@ from accord.objectives import OBJECTIVES, Need
 
 
 def settings_to_try(name: str) -> list[dict]:
-    """Return the defaults, every other choice of a Literal or flag, another value inside the bounds of every number."""
-    changed: list[dict] = [{}]
+    """Return the defaults, every other choice of a Literal or flag, another value inside the bounds of every number.
+
+    Settings that one function obeys for several rows are tried in the combinations that a row names.
+    """
+    changed: list[dict] = [{}, *map(dict, OBJECTIVES[name].combinations)]
     for key, parameter in OBJECTIVES[name].settings().items():
+        if key in OBJECTIVES[name].shared_settings:
+            continue
         if isinstance(parameter.default, float):
             changed.append({key: 1.5 * parameter.default or 0.2})
         if isinstance(parameter.default, bool):

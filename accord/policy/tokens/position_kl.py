@@ -6,7 +6,7 @@ never exists: it is made chunk by chunk, and again in the backward pass. Nats, i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,16 @@ class Readout:
             return self.logits_NV.shape[1]
         assert self.weight_VH is not None
         return self.weight_VH.shape[0]
+
+    def at(self, temperature: float) -> Readout:
+        """Return what the model says with its logits divided by a temperature."""
+        if temperature == 1.0:
+            return self
+        if self.logits_NV is not None:
+            return replace(self, logits_NV=self.logits_NV / temperature)
+        assert self.hidden_NH is not None
+        bias_V = None if self.bias_V is None else self.bias_V / temperature
+        return replace(self, hidden_NH=self.hidden_NH / temperature, bias_V=bias_V)
 
     def detached(self) -> Readout:
         """Return the same numbers apart from any graph, and from parameters that will be given other values."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -35,10 +36,19 @@ def to_scored_tokens(
         found = [values if (values := of(response)) is not None else (1,) * len(response.ids) for response in responses]
         return spread(torch.tensor(list(chain.from_iterable(found)), dtype=like_N.dtype).to(like_N.device))
 
+    def recorded(name: RolloutFact) -> Tensor | None:
+        values_N = recorded_logps(groups, name, like_N)
+        return None if values_N is None else spread(values_N)
+
+    policy_logps_PKT = spread(like_N)
+    sampler_logps_PKT, old_logps_PKT = recorded("sampler_logps"), recorded("old_logps")
+    advantage_PKT = recorded("advantages")
+    if old_logps_PKT is None and advantage_PKT is not None:  # this pass is before any update
+        old_logps_PKT = policy_logps_PKT.detach()
     is_aligned = all(response.is_kept is not None for response in responses)
     is_estimated = all(response.critical is not None for response in responses)
     return ScoredTokens(
-        policy_logps_PKT=spread(like_N),
+        policy_logps_PKT=policy_logps_PKT,
         reference_logps_PKT=None if reference_logps_N is None else spread(reference_logps_N),
         is_trained_PKT=spread(torch.ones_like(like_N)) > 0,
         weight_PKT=given(lambda response: response.weights),
@@ -46,7 +56,26 @@ def to_scored_tokens(
         critical_PKT=given(lambda response: response.critical) if is_estimated else None,
         log_sum_sq_PKT=None if log_sum_sq_N is None else spread(log_sum_sq_N),
         position_kl_PKT=None if scores.position_kl_N is None else spread(scores.position_kl_N),
+        sampler_logps_PKT=sampler_logps_PKT,
+        old_logps_PKT=old_logps_PKT,
+        advantage_PKT=advantage_PKT,
+        return_PKT=recorded("returns"),
+        old_value_PKT=recorded("old_values"),
+        value_PKT=None if scores.value_N is None else spread(scores.value_N),
+        entropy_PKT=None if scores.entropy_N is None else spread(scores.entropy_N),
     )
+
+
+RolloutFact = Literal["old_logps", "sampler_logps", "reference_logps", "advantages", "returns", "old_values"]
+
+
+def recorded_logps(groups: Sequence[TokenGroup], name: RolloutFact, like_N: Tensor) -> Tensor | None:
+    """Return what a rollout recorded of every response token (N,), typed like `like_N`; None where it did not."""
+    rollouts = [response.rollout for group in groups for response in group.responses]
+    found = [None if rollout is None else getattr(rollout, name) for rollout in rollouts]
+    if any(values is None for values in found):
+        return None
+    return torch.tensor(list(chain.from_iterable(found)), dtype=like_N.dtype).to(like_N.device)
 
 
 def _spreader(groups: Sequence[TokenGroup], scores: Scores) -> Callable[[Tensor], Tensor]:

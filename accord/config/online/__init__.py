@@ -1,0 +1,1 @@
+"""Settings of learning from one's own samples."""

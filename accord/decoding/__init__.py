@@ -1,0 +1,1 @@
+"""Better answers from a model as it is: best-of-N, rejection, search and realignment while decoding."""

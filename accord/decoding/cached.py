@@ -1,0 +1,109 @@
+"""Next-token log-probabilities of one model for rows that grow token by token, branch and end.
+
+Axes: B rows, V vocabulary. All models of one search see the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache
+
+from accord.errors import PolicyError
+from accord.policy.policy import Policy
+
+
+class CachedRows:
+    """Rows of token ids continued by one model; `logps_BV` are of the next token, nats, float32 or wider."""
+
+    def __init__(self, policy: Policy, prompts: Sequence[Sequence[int]]) -> None:
+        """Read the prompts, one row each. Raises PolicyError for a model without an attention cache of its rows."""
+        if not prompts or not all(prompts):
+            raise PolicyError("got a prompt without tokens — give at least a start token")
+        self.policy = policy
+        width = max(len(prompt) for prompt in prompts)
+        ids_BL = torch.full((len(prompts), width), policy.pad_id)
+        mask_BL = torch.zeros_like(ids_BL)
+        for row, prompt in enumerate(prompts):  # left padding: all prompts end in the same column
+            ids_BL[row, width - len(prompt) :] = torch.tensor(list(prompt))
+            mask_BL[row, width - len(prompt) :] = 1
+        self._cache = DynamicCache(config=policy.causal_lm.config)
+        if any(hasattr(layer, "update_recurrent_state") for layer in self._cache.layers):
+            raise self._no_cache()
+        self._mask_BL = mask_BL.to(policy.device)
+        self.logps_BV = self._forward(ids_BL.to(policy.device))
+
+    def step(self, rows_B: Tensor, tokens_B: Tensor) -> Tensor:
+        """Go on from these rows (an index may come twice, or not at all), each with one more token."""
+        device = self.policy.device
+        rows_B = rows_B.to(device)
+        self._cache.batch_select_indices(rows_B)
+        self._mask_BL = F.pad(self._mask_BL[rows_B], (0, 1), value=1)
+        self.logps_BV = self._forward(tokens_B.to(device)[:, None])
+        return self.logps_BV
+
+    def _forward(self, ids_BL: Tensor) -> Tensor:
+        positions = (self._mask_BL.cumsum(-1) - 1).clamp(min=0)[:, -ids_BL.shape[1] :]
+        output = self.policy.causal_lm(
+            input_ids=ids_BL, attention_mask=self._mask_BL, position_ids=positions, past_key_values=self._cache,
+            use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+        try:
+            is_kept = self._cache.get_seq_length() == self._mask_BL.shape[1]
+        except ValueError:  # what a cache without attention layers raises
+            is_kept = False
+        if not is_kept:
+            raise self._no_cache()
+        logits_BV = output.logits[:, -1]
+        logps_BV = F.log_softmax(logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32)), dim=-1)
+        if not torch.isfinite(logps_BV.max(-1).values).all():
+            raise PolicyError(f"{type(self.policy.causal_lm).__name__} gave logits that are not numbers")
+        return logps_BV
+
+    def _no_cache(self) -> PolicyError:
+        return PolicyError(
+            f"{type(self.policy.causal_lm).__name__} does not keep an attention cache alone, which searching and "
+            "mixing models while decoding need — use best-of-N"
+        )
+
+
+@contextmanager
+def decoding(*policies: Policy) -> Iterator[None]:
+    """Run a block with models ready to decode: no gradient, evaluation mode, their own attention and precision."""
+    was_training = [policy.training for policy in policies]
+    for policy in policies:
+        policy.eval()
+    try:
+        if not policies:
+            yield
+            return
+        with torch.no_grad(), policies[0].attention("plain"), policies[0].precision(), decoding(*policies[1:]):
+            yield
+    finally:
+        for policy, before in zip(policies, was_training, strict=True):
+            policy.train(before)
+
+
+def check_same_vocabulary(policy: Policy, reference: Policy) -> None:
+    """Raise PolicyError for two models that do not speak of the same tokens."""
+    if policy is reference:
+        return
+    ours, theirs = (model.causal_lm.config.get_text_config().vocab_size for model in (policy, reference))
+    if ours != theirs or policy.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
+        raise PolicyError(
+            f"got a policy and a reference with vocabularies of {ours} and {theirs} tokens, which are not the same — "
+            "expected two models with one tokenizer"
+        )
+
+
+def room_for(policy: Policy, prompt: Sequence[int], max_tokens: int) -> int:
+    """Return how many tokens may follow a prompt. Raises PolicyError for one that fills the model's window."""
+    limit = getattr(policy.causal_lm.config.get_text_config(), "max_position_embeddings", None)
+    window = limit if isinstance(limit, int) and limit > 0 else len(prompt) + max_tokens
+    if len(prompt) >= window:
+        raise PolicyError(f"got a prompt of {len(prompt)} tokens — expected fewer than the model's {window} positions")
+    return min(max_tokens, window - len(prompt))

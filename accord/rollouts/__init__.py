@@ -1,0 +1,1 @@
+"""Groups that the policy makes itself: sampled, judged, and worth something."""
