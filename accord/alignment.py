@@ -34,21 +34,12 @@ from accord.policy.load import hash_weights, load_policy
 from accord.policy.policy import Policy
 from accord.policy.reward import Kind, RewardModel, load_reward
 from accord.records import Group
-from accord.rollouts.prompts import encode_run_prompts
-from accord.rollouts.setup import (
-    IN_MEMORY,
-    answers_of,
-    keep_rollout,
-    longest_group,
-    make_reward,
-    make_rollouts,
-    make_worth,
-    online_spec,
-    prepare_policy,
-)
+from accord.rollouts.setup import IN_MEMORY, keep_rollout
 from accord.rollouts.source import RolloutSource
-from accord.run.data import DataFacts, check_needs, encode_run_data, hash_data, load_run_data, with_token_facts
-from accord.run.held_out import Evaluation
+from accord.rollouts.supply import FromFile, supply_of
+from accord.run.beside import load_beside
+from accord.run.data import DataFacts, hash_data, load_run_data
+from accord.run.held_out.evaluation import Evaluation
 from accord.run.plan import describe_plan, make_plan, memory_for, settle_layout
 from accord.run.reference import Origin, References, check_moves, is_asked_later, make_references, starts_at_base
 from accord.run.scored import start_state
@@ -114,56 +105,37 @@ def align(
         raise ConfigError(f"got a config and also {', '.join(settings)} — give one or the other")
     else:
         config = settle_reward_model(config)
-    spec = config.objective.spec
-    accelerator = _make_accelerator(config)
-    out = config.out or f"runs/{config.objective.name}-{Path(config.model.path).name}"
+    supply = supply_of(config)
+    spec, accelerator = supply.spec, _make_accelerator(config)
+    out = config.out or f"runs/{config.method or config.objective.name}-{Path(config.model.path).name}"
     if not (dry_run or resume or overwrite):
         _on_first(accelerator, lambda: check_vacant(out))  # before minutes of loading; taken for good below
     data = load_run_data(config, groups, eval_groups)
-    samples, worth = config.source != "file", make_worth(config)
-    if samples:
-        spec = online_spec(spec, worth)
-    else:
-        check_needs(config.objective.name, spec, data)
+    supply.check(data)
     was_given = policy is not None
     policy = _load_policy(config, spec, accelerator) if policy is None else _check_given(policy, config, spec)
-    config = _settled(config, spec, policy)
-    if samples:
-        policy = prepare_policy(config, spec, policy)
-    encode = encode_run_prompts if samples else encode_run_data
-    train, held_out, report = encode(config, data, policy)
+    config, policy = _settled(config, spec, policy), supply.prepare(policy)
+    train, held_out, report = supply.encode(config, data, policy)
     hashes = {"data_hash": hash_data(data, train, held_out)}
-    longest = [longest_group(config, train)] if samples else train
     with memory_for("checking the layout and the reference"):
-        settle_layout(policy, longest)
+        settle_layout(policy, supply.shapes(train))
         origin = _make_origin(config, spec, policy, was_given=was_given, resume=resume)
         hashes["weights_hash"] = origin.weights_hash
-        references = make_references(config, spec, policy, origin, longest)
-    if samples:
-        reward = make_reward(config, policy, reward)
-    elif not dry_run:
-        with memory_for("asking further models about tokens"):
-            train, held_out = with_token_facts(config, spec, policy, train, held_out)
+        references = make_references(config, spec, policy, origin, supply.shapes(train))
+    if not dry_run or config.source != "file":
+        train, held_out = supply.complete(policy, train, held_out, reward, references.open(origin))
     is_at_base = starts_at_base(policy)
-    source = make_rollouts(config, policy, train, reward, worth, origin=references.open(origin)) if samples else None
-    loop = _make_loop(config, spec, policy, train, held_out, references, accelerator, source, is_at_base=is_at_base)
+    loop = _make_loop(config, supply, policy, train, held_out, references, accelerator, is_at_base=is_at_base)
     loop.progress, loop.scoring.judge = progress, _load_judge(config, policy)
-    if source is not None:
-        source.scoring = loop.scoring
-        loop.scoring.answers = answers_of(config, reward)
+    supply.connect(loop.scoring)
     check_moves(config, loop.num_steps)
     origin.is_untouched = lambda: loop.state.step == 0
     with memory_for("timing a pass for the plan"):
-        batch_at = loop.batch_at if source is None else lambda _: longest * config.train.batch_size
-        to_reference = (
-            references.to_score(train, held_out, map(loop.batch_at, range(loop.num_steps))) if source is None else []
-        )
         plan = make_plan(
-            policy, train, held_out,
-            num_steps=loop.num_steps, lr=loop.rate, batch_at=batch_at, to_reference=to_reference,
-            reference_bytes=references.num_bytes, longest=longest if samples else None,
+            policy, train, held_out, num_steps=loop.num_steps, lr=loop.rate, reference_bytes=references.num_bytes,
+            **supply.for_plan(references, train, held_out, loop.batch_at, loop.num_steps),
         )  # fmt: skip
-    announce(f"{report.text}\n{describe_plan(plan)}")
+    announce("\n".join(filter(None, (report.text, supply.describe(), describe_plan(plan)))))
     if references.fixed is not None and config.reference.is_own_start and not is_at_base:
         announce(COMPARED_WITH_BASE)
     if dry_run:
@@ -217,10 +189,10 @@ def _load_judge(config: AlignConfig, policy: Policy) -> RewardModel | None:
 
 
 def _make_loop(
-    config: AlignConfig, spec: ObjectiveSpec, policy: Policy, train: list[TokenGroup], held_out: list[TokenGroup],
-    references: References, accelerator: Accelerator, source: RolloutSource | None, *, is_at_base: bool,
+    config: AlignConfig, supply: FromFile, policy: Policy, train: list[TokenGroup], held_out: list[TokenGroup],
+    references: References, accelerator: Accelerator, *, is_at_base: bool,
 ) -> Loop:  # fmt: skip
-    settings = config.objective.settings
+    spec, settings = supply.spec, config.objective.settings
     populations = Populations.of(train, held_out)
     return Loop(
         policy=policy, groups=train, eval_groups=held_out, spec=spec, objective_settings=settings,
@@ -228,7 +200,7 @@ def _make_loop(
         evaluation=config.evaluate, accelerator=accelerator,
         objective_state=start_state(spec, settings, populations), populations=populations,
         starts_at_reference=_starts_at_known_loss(config, spec, policy, is_at_base=is_at_base),
-        source=source, critic_lr=config.critic.lr,
+        source=supply.source, critic_lr=config.critic.lr, beside=load_beside(config, policy),
     )  # fmt: skip
 
 

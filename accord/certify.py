@@ -14,7 +14,7 @@ from accord.data.tokens import TokenGroup, TokenResponse
 from accord.errors import DataError
 from accord.policy.check import check_layout, probe_groups
 from accord.policy.policy import Policy
-from accord.policy.sample import NoSampler, SamplingSettings, sample_responses, stop_ids, trained_ends
+from accord.policy.sampling import NoSampler, SamplingSettings, sample_responses, stop_ids, trained_ends
 from accord.records import Comparison, Group, Message, Response
 
 

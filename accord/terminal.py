@@ -82,7 +82,7 @@ class ProgressBars:
         return report
 
 
-_SHOWN = {"loss": "loss", "margin": "rewards/margins", "accuracy": "rewards/accuracies"}
+_SHOWN = {"loss": "loss", "margin": "rewards/margins", "accuracy": "rewards/accuracies", "reward": "rollout/reward"}
 
 
 def print_claims(claims: Sequence[Claim]) -> None:
@@ -115,6 +115,19 @@ def print_methods(rows: Sequence[dict[str, Any]]) -> None:
         )  # fmt: skip
     results.print(table)
     results.print("accord methods NAME shows one in full; docs/objectives/ has a page for each.")
+
+
+def print_presets(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the table of online methods."""
+    table = Table(title="Online methods: method=NAME with a reward", title_justify="left")
+    for name in ("name", "objective", "advantage", "settings", "what it is"):
+        table.add_column(name, overflow="fold", no_wrap=name == "name")
+    for row in rows:
+        settings = {"rollout.num_responses": row["num_responses"], **row["settings"]}
+        shown = ", ".join(f"{key}={value}" for key, value in settings.items())
+        table.add_row(row["name"], row["objective"], row["advantage"] or "–", shown, escape(row["summary"]))
+    results.print(table)
+    results.print("Each is settings and nothing else; `accord align … method=NAME --dry-run` prints them in full.")
 
 
 def print_method(row: dict[str, Any]) -> None:

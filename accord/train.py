@@ -13,7 +13,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -25,7 +24,6 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from accord.config import EvaluateConfig, TrainConfig
-from accord.data.batching import micro_batches
 from accord.data.tokens import TokenGroup
 from accord.errors import FeedbackError, TrainingError
 from accord.objectives import ObjectiveSpec
@@ -34,13 +32,14 @@ from accord.policy.moving_reference import MovingReference
 from accord.policy.policy import Policy
 from accord.policy.reference import Reference
 from accord.policy.weights.merge import add_l1_gradient
+from accord.run.beside import Beside
 from accord.run.checkpoint import load_checkpoint, load_weights, write_checkpoint
-from accord.run.held_out import INDICATORS, Evaluation, evaluate
+from accord.run.gradients import Gradients
+from accord.run.held_out.evaluation import Evaluation, evaluate
 from accord.run.loop_state import LoopResult, LoopState, Passed
-from accord.run.metrics import Sums, add_up, example_rows, means, measure
+from accord.run.metrics import Sums, add_up, means
 from accord.run.plan import is_out_of_memory, schedule_factor
-from accord.run.predictions import predict, prediction_sums, with_predictions
-from accord.run.scored import BatchFacts, Scoring, add_state_sums, describe_state
+from accord.run.scored import Scoring, describe_state
 from accord.run.source import FileSource, GroupSource
 from accord.store import RunFolder
 from accord.tracking import Tracker
@@ -70,6 +69,7 @@ class Loop:
     populations: Populations = field(default_factory=Populations)  # judges and strata of all groups
     moving_reference: MovingReference | None = None  # asked in training instead of `reference`, where it began
     critic_lr: float | None = None  # of a critic's weights; None = as the policy's
+    beside: Beside | None = None  # demonstrations trained on at every step, too
     source: GroupSource | None = None  # of the groups of each step; None = `groups`, in an order of the seed
 
     def __post_init__(self) -> None:
@@ -92,6 +92,10 @@ class Loop:
             seed=self.settings.seed, share=(self.accelerator.process_index, self.accelerator.num_processes),
             gather=gather_object, state=self.objective_state, moving_reference=self.moving_reference,
             populations=self.populations, keeps_reference=self.source is None,
+        )  # fmt: skip
+        self._gradients = Gradients(
+            accelerator=self.accelerator, module=self._module, with_statistics=self.settings.statistics,
+            gathers_rows=self.settings.write_rows,
         )  # fmt: skip
         self._rows: list[dict[str, Any]] = []
         self._stop_signal: int | None = None
@@ -239,48 +243,15 @@ class Loop:
             log.warning("out of memory: the token budget is now %d per forward pass", self.state.max_batch_tokens)
 
     def _accumulate(self, batch: list[TokenGroup]) -> Passed:
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        budget = self.state.max_batch_tokens
-        if world > 1:  # work for every process
-            budget = min(budget, math.ceil(sum(group.num_tokens for group in batch) / world))
-        parts = micro_batches(batch, budget, layout=self.policy.layout)
-        mine = parts[rank::world]
-        facts = self.scoring.facts(
-            batch, visit=self.state.step, max_tokens=self.state.max_batch_tokens, is_split=len(parts) > 1
-        )
-        passed: list[Passed] = []
-        num_slots = math.ceil(len(parts) / world)
-        for slot in range(num_slots):
-            counts = slot < len(mine)  # every process runs as many passes; a spare one carries no weight
-            places = list(mine[slot] if counts else parts[0])
-            is_last = slot == num_slots - 1
-            with nullcontext() if is_last else self.accelerator.no_sync(self._module):
-                done = self._backward([batch[place] for place in places], places, facts, counts=counts)
-            passed += [done] if counts else []
-        sums = add_up(gather_object([part.sums for part in passed]))
-        rows = [row for part in passed for row in part.rows]
-        if self.settings.write_rows or self.state.step == 0:
-            rows = gather_object(rows)
-        state_sums = {}
-        if self.spec.state is not None:
-            state_sums = add_state_sums(gather_object([part.state_sums for part in passed]))
-        return Passed(sums, rows, state_sums)
-
-    def _backward(self, part: list[TokenGroup], places: list[int], facts: BatchFacts, *, counts: bool) -> Passed:
-        """Score a micro-batch and take its gradient; one that does not count only keeps the processes in step."""
-        scores, scored = self.scoring.score(
-            part, facts, places=places, module=self._module, statistics=INDICATORS if self.settings.statistics else ()
-        )
-        result = self.scoring.result(scored)
-        loss = result.loss_P.sum()
-        if not loss.requires_grad:
-            loss = loss + 0.0 * scores.graded_PK.sum()  # no usable judgement here
-        self.accelerator.backward(loss if counts else loss * 0.0)
-        predicted = predict(self.spec.needs, scored)
-        metrics = measure(scored, result, scores) | prediction_sums(self.spec.needs, predicted)
-        metrics["groups/skipped"] = (float((~result.is_counted_P).sum()), float(len(part)))
-        rows = with_predictions(example_rows(part, scored, result, step=self.state.step + 1), predicted)
-        return Passed(metrics, rows, {name: value.detach() for name, value in result.state_sums.items()})
+        step, budget = self.state.step, self.state.max_batch_tokens
+        passed = self._gradients.accumulate(self.scoring, batch, step=step, max_tokens=budget)
+        count = passed.sums.get("loss", (0.0, 0.0))[1]
+        if self.beside is None or not count:
+            return passed
+        more = self.beside.batch_at(step)
+        scale = self.beside.scale(more, count)
+        found = self._gradients.accumulate(self.beside.scoring, more, step=step, max_tokens=budget, weight=scale)
+        return passed._replace(sums=passed.sums | {"pretraining/loss": found.sums["loss"]})
 
     def _finish_gradients(self, sums: Sums, batch: list[TokenGroup], rows: list[dict[str, Any]]) -> float:
         """Divide by the global count and clip, in one pass over the gradients; return the norm before clipping."""

@@ -1,6 +1,6 @@
 """The judging page under load: 50 annotators, 10 000 judgements, and whether every one of them is there once.
 
-    python benchmarks/judging_load.py                      # 50 annotators who think 0.5 s on average
+    python benchmarks/judging_load.py                      # 50 annotators who think 2 s on average, some 7 minutes
     python benchmarks/judging_load.py --think-seconds 0    # as fast as the page answers: its throughput
 
 The page (Uvicorn, SQLite with every commit on disk) is a process of its own; the annotators are threads of this one,
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--annotators", type=int, default=50)
     parser.add_argument("--judgements", type=int, default=10_000)
     parser.add_argument("--per-item", type=int, default=5, help="judgements of each item, by different annotators")
-    parser.add_argument("--think-seconds", type=float, default=0.5, help="mean of an exponential; 0 = none")
+    parser.add_argument("--think-seconds", type=float, default=2.0, help="mean of an exponential; 0 = none")
     parser.add_argument("--database", help="postgresql://… instead of a new SQLite file")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--serve", help=argparse.SUPPRESS)

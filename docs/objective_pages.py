@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accord.objectives import OBJECTIVES, ObjectiveSpec
+from accord.objectives import OBJECTIVES, Need, ObjectiveSpec
 from accord.objectives.logic.forms import form_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +30,12 @@ NOTATION = (
     "Notation: y_w the better and y_l the worse response of a judged pair, |y| the number of response tokens, end of "
     "sequence included, u(y) = log π(y|x) − log π_ref(y|x) in nats summed over them, D = u(y_w) − u(y_l), p the share "
     "of raters who prefer y_w, σ the logistic function."
+)
+OF_ROLLOUTS = (
+    "Notation: ℓ_t = log π(y_t|·), ρ_t = π/π_old of a token, Δ_t its logarithm, π_old the policy that the rollout "
+    "began with, A_t the advantage, |y| the number of response tokens, u = log π − log π_ref in nats, sg[·] held "
+    "constant in the gradient. Which KL, how tokens are added up, and the other settings that all objectives of a "
+    "rollout share: [online methods](../how_to/online_methods.md)."
 )
 PROOFS = {
     "optimum": "training in the enumerable world reaches the closed form that theory names",
@@ -87,7 +93,7 @@ def page(name: str, *, note: str, values: Callable[[Any], str]) -> str:
     lines += ["| family | reads | reference | level | proof |", "|---|---|---|---|---|"]
     needs = ", ".join(need.value.replace("_", " ") for need in sorted(spec.needs, key=lambda n: n.value))
     lines.append(
-        f"| {spec.family.replace('_', ' ')} | {needs or 'any responses'} | {'yes' if spec.reference else 'no'} "
+        f"| {spec.family.replace('_', ' ')} | {needs or 'any responses'} | {_reference(spec)} "
         f"| {spec.level} | {spec.proof} |"
     )
     example = parts.pop("Example", "")
@@ -96,7 +102,7 @@ def page(name: str, *, note: str, values: Callable[[Any], str]) -> str:
         shown = ["```text", text, "```"] if label == "Formula" else [as_markdown(text)]
         lines += ["", f"## {TITLES.get(label, label)}", "", *shown]
         if label == "Formula":
-            lines += ["", f"Implicit reward: {as_markdown(spec.implicit_reward)}.", "", as_markdown(NOTATION)]
+            lines += ["", f"Implicit reward: {as_markdown(spec.implicit_reward)}.", "", _notation(spec)]
     lines += ["", "## Defaults", ""]
     settings = spec.settings()
     if settings:
@@ -111,6 +117,17 @@ def page(name: str, *, note: str, values: Callable[[Any], str]) -> str:
     if example:
         lines += ["", "## By hand", "", "```pycon", example, "```"]
     return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _notation(spec: ObjectiveSpec) -> str:
+    if Need.ADVANTAGES not in spec.needs:
+        return as_markdown(NOTATION)
+    before, link, after = OF_ROLLOUTS.partition("[online")
+    return as_markdown(before) + link + after
+
+
+def _reference(spec: ObjectiveSpec) -> str:
+    return "yes" if spec.reference else f"with `{spec.reference_when}`" if spec.reference_when else "no"
 
 
 def _logic(name: str) -> Iterator[str]:

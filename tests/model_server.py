@@ -14,7 +14,7 @@ import transformers as hf
 
 from accord.data import encode_prompts
 from accord.policy.policy import Policy
-from accord.policy.sample import SamplingSettings, sample_responses
+from accord.policy.sampling import SamplingSettings, sample_responses
 from accord.records import FinishReason, Group, Message, Response
 
 ENDS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
@@ -116,7 +116,8 @@ class ModelServer:
         prompt = self._chat_ids(body["messages"]) if is_chat else self._prompt_ids(body["prompt"])
         settings = SamplingSettings(
             num_responses=body.get("n", 1), max_tokens=body.get("max_tokens", 16), seed=body.get("seed", 0),
-            temperature=body.get("temperature", 1.0), top_p=body.get("top_p", 1.0),
+            temperature=body.get("temperature", 1.0), top_p=body.get("top_p", 1.0), stop=tuple(body.get("stop") or ()),
+            top_k=body.get("top_k", 0),
         )  # fmt: skip
         window = self.policy.causal_lm.config.max_position_embeddings
         if len(prompt) >= window:

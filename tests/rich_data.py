@@ -13,6 +13,8 @@ from accord.policy.load import load_policy
 from accord.records import Comparison, Group, Label, Message, Rating, Response
 
 NUM_RESPONSES = 3
+SAMPLED = {Need.ADVANTAGES, Need.OPPONENTS}
+"""What no file gives: responses of the policy's own, with what they are worth or beside an opponent's."""
 
 
 @functools.cache
@@ -71,8 +73,10 @@ def data_for(name: str) -> list[Group]:
 
 
 def one_of_each_kind() -> list[str]:
-    """Return a row of each kind: rows that read the same things, and carry the same, take the same road."""
+    """Return a row of each kind that a file can train: rows that read and carry the same take the same road."""
     found = {}
     for name, spec in OBJECTIVES.items():
+        if spec.needs & SAMPLED:
+            continue
         found.setdefault((spec.family, spec.needs, spec.level, spec.state is None, spec.reference), name)
     return list(found.values())

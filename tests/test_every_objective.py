@@ -5,14 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 import toy_runs
-from rich_data import data_for, settings_for
+from rich_data import SAMPLED, data_for, settings_for
 
-from accord.objectives import OBJECTIVES, Need
+from accord.objectives import OBJECTIVES
 from accord.policy.load import load_policy
-
-
-SAMPLED = {Need.ADVANTAGES, Need.OPPONENTS}
-"""What no file gives: responses of the policy's own."""
 
 
 @pytest.mark.parametrize("name", [name for name, spec in OBJECTIVES.items() if not spec.needs & SAMPLED])

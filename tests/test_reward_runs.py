@@ -31,7 +31,7 @@ from accord.lab.base_model import base_model_folder
 from accord.policy.load import load_policy
 from accord.policy.reward import load_reward
 from accord.records import Comparison, Group, Label, Ranking, Rating, Response
-from accord.run.predictions import expected_calibration_error
+from accord.run.held_out.predictions import expected_calibration_error
 from accord.store import RunFolder
 
 LONGER: dict[str, Any] = {"train.epochs": 4, "train.batch_size": 8, "train.lr": 1e-3}

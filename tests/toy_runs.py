@@ -75,7 +75,7 @@ def run(data: Path | Sequence[Group], out: Path, *, resume: bool = False, **sett
     return align(groups=data, resume=resume, **passed_on, **options)
 
 
-PASSED_ON = ("policy", "eval_groups", "progress", "announce", "dry_run")
+PASSED_ON = ("policy", "eval_groups", "progress", "announce", "dry_run", "reward")
 
 
 def command(*arguments: object, seconds: float = 90, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -11,9 +11,9 @@ __all__ = [
     "DiscretionReport",
     "Estimate",
     "JudgeReport",
-    "measure_agreement",
     "cohen_kappa",
     "discretion_report",
     "fleiss_kappa",
     "krippendorff_alpha",
+    "measure_agreement",
 ]

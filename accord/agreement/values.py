@@ -1,4 +1,4 @@
-"""What a report on agreement is made of: numbers with their intervals, per kind of question and per judge. Plain values.
+"""What a report on agreement is made of: numbers with intervals, per kind of question and per judge. Plain values.
 
 An estimate that cannot be made (no overlap, one value only, no gold) is None, never 0.
 """
@@ -74,7 +74,7 @@ class DiscretionReport:
     arbitrariness: dict[str, Estimate | None] = field(default_factory=dict)  # annotator → against a consensus
     supremacy: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # annotator → c → c' → share
     priority: dict[str, dict[str, float]] = field(default_factory=dict)  # annotator → principle → weight, ±∞ possible
-    discrepancy: dict[str, dict[str, Estimate | None]] = field(default_factory=dict)  # annotator → annotator → (1 − τ)/2
+    discrepancy: dict[str, dict[str, Estimate | None]] = field(default_factory=dict)  # by pairs: (1 − τ)/2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,7 @@ class AgreementReport:
 
     def to_text(self) -> str:
         """Return the report as a page of plain text."""
-        from accord.agreement.text import report_text
+        from accord.agreement.words import report_text
 
         return report_text(self)
 

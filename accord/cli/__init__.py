@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from accord.cli import align, certificate, collect, judge, results, reward, sample
+from accord.cli import agreement, align, certificate, collect, judge, results, reward, sample
 from accord.errors import AccordError
 
 
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="accord", description="Align language models with preferences.")
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (results, align, reward, sample, judge, collect, certificate):
+    for group in (results, align, reward, sample, judge, collect, agreement, certificate):
         group.add_commands(commands)
     return parser
 

@@ -18,6 +18,7 @@ def add_commands(commands: Any) -> None:
 
     methods = add_command(commands, "methods", _methods, "list the objectives")
     methods.add_argument("name", nargs="?", help="show one objective in full")
+    methods.add_argument("--online", action="store_true", help="list the presets of `method=`, which sample and judge")
     methods.add_argument("--logic", action="store_true", help="show what it says of a pair as a formula")
 
 
@@ -49,6 +50,8 @@ def _methods(parsed: argparse.Namespace) -> int:
     from accord.objectives import methods_table
     from accord.terminal import print_method, print_methods
 
+    if parsed.online:
+        return _online(as_json=parsed.json)
     rows = methods_table()
     if parsed.name is not None:
         rows = [row for row in rows if row["name"] == parsed.name]
@@ -64,6 +67,20 @@ def _methods(parsed: argparse.Namespace) -> int:
         print_method(rows[0])
     else:
         print_methods(rows)
+    return 0
+
+
+def _online(*, as_json: bool) -> int:
+    from dataclasses import asdict
+
+    from accord.objectives.methods import METHODS
+    from accord.terminal import print_presets
+
+    rows = [{"name": name, **asdict(method)} for name, method in METHODS.items()]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        print_presets(rows)
     return 0
 
 

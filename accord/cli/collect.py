@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ def add_commands(commands: Any) -> None:
     how.add_argument("--repeat-share", type=float, metavar="SHARE")
     where = collect.add_argument_group("where")
     where.add_argument("--host", default="127.0.0.1", help="anything else needs the variable ACCORD_SECRET")
-    where.add_argument("--port", type=int, default=8765)
+    where.add_argument("--port", type=int, default=8765, help="0 takes a free one")
     where.add_argument("--public-url", metavar="URL", help="address people open, where a proxy stands before the page")
     where.add_argument("--invite", type=int, metavar="N", help="annotators to invite now (a new project: 3, else 0)")
     _add_database(collect)
@@ -73,8 +73,8 @@ def _collect(parsed: argparse.Namespace) -> int:
     try:
         from accord.web.app import create_app
         from accord.web.managing import invitation_link
-        from accord.web.security import WebSettings, check_settings, read_secret
-        from accord.web.serving import serve
+        from accord.web.security import WebSettings, check_settings, is_loopback, read_secret
+        from accord.web.serving import listen, serve
     except ModuleNotFoundError as error:
         raise ConfigError(f"the page needs {error.name} — install it with: pip install 'accord[web]'") from error
     from accord.feedback.people.values import Role
@@ -85,17 +85,22 @@ def _collect(parsed: argparse.Namespace) -> int:
         host=parsed.host, port=parsed.port, secret=secret, is_secret_given=is_given, public_url=parsed.public_url
     )
     check_settings(settings)
-    project, is_new = _open_or_create(folder, parsed)
-    with project:
-        preparation = _prepare(project, folder, parsed)
-        count = parsed.invite if parsed.invite is not None else NEW_PROJECT_INVITATIONS * is_new
-        manager = invitation_link(settings.url, project.create_invitation(Role.MANAGER))
-        annotators = [invitation_link(settings.url, project.create_invitation()) for _ in range(count)]
-        serve(
-            create_app(project, settings),
-            preparation=preparation,
-            when_open=lambda: _print_links(settings.url, manager, annotators, as_json=parsed.json),
-        )
+    if not (is_loopback(parsed.host) or settings.is_secure):
+        print("accord: the page is open to others over plain http; whoever listens can read along", file=sys.stderr)
+    with listen(parsed.host, parsed.port) as bound:
+        settings = replace(settings, port=bound.getsockname()[1])
+        project, is_new = _open_or_create(folder, parsed)
+        with project:
+            preparation = _prepare(project, folder, parsed)
+            count = parsed.invite if parsed.invite is not None else NEW_PROJECT_INVITATIONS * is_new
+            manager = invitation_link(settings.url, project.create_invitation(Role.MANAGER))
+            annotators = [invitation_link(settings.url, project.create_invitation()) for _ in range(count)]
+            serve(
+                create_app(project, settings),
+                bound,
+                preparation=preparation,
+                when_open=lambda: _print_links(settings.url, manager, annotators, as_json=parsed.json),
+            )
     print("accord: the page is closed; everything that was acknowledged is kept", file=sys.stderr)
     return 0
 
@@ -219,9 +224,8 @@ class _Worker:
             return
         if code != 0:
             lines = log.read_text("utf-8", "replace").strip().splitlines()
-            raise FeedbackError(
-                f"sampling failed (exit code {code}): {lines[-1] if lines else 'it said nothing'} — {log}"
-            )
+            said = lines[-1] if lines else "it said nothing"
+            raise FeedbackError(f"sampling failed with exit code {code}: {said} — all it said is in {log}")
         os.replace(partial, self.out)
 
     def stop(self) -> None:

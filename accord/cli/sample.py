@@ -22,6 +22,12 @@ def add_commands(commands: Any) -> None:
     sample.add_argument("--temperature", type=float, default=1.0, help="0 = greedy")
     sample.add_argument("--top-p", type=float, default=1.0)
     sample.add_argument("--top-k", type=int, default=0)
+    sample.add_argument("--min-p", type=float, default=0.0, help="cut below this share of the likeliest's chance")
+    sample.add_argument("--repetition-penalty", type=float, default=1.0, help="1 = none")
+    sample.add_argument("--min-tokens", type=int, default=0)
+    sample.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end at this text; may be repeated")
+    sample.add_argument("--max-rows", type=int, default=256, help="responses drawn together")
+    sample.add_argument("--max-batch-tokens", type=int, default=131_072, help="places in the cache")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--chat", default="auto", help="chat template for the prompts (auto, own, transcript, a file)")
     sample.add_argument("--out", help="write groups here (.jsonl or .parquet) instead of printing")
@@ -85,7 +91,9 @@ def _answer(parsed: argparse.Namespace, prompts: list[Any]) -> tuple[list[Any], 
         raise ConfigError(f"got {parsed.settings[0]} without --reward — expected both")
     settings = SamplingSettings(
         num_responses=parsed.num_responses, max_tokens=parsed.max_tokens, temperature=parsed.temperature,
-        top_p=parsed.top_p, top_k=parsed.top_k, seed=parsed.seed,
+        top_p=parsed.top_p, top_k=parsed.top_k, min_p=parsed.min_p, repetition_penalty=parsed.repetition_penalty,
+        min_tokens=parsed.min_tokens, stop=tuple(parsed.stop), seed=parsed.seed, max_rows=parsed.max_rows,
+        max_batch_tokens=parsed.max_batch_tokens,
     )  # fmt: skip
     policy = load_policy(parsed.model)
     reward = None

@@ -19,6 +19,7 @@ class RolloutTokens:
     returns: tuple[float, ...] | None = None  # the critic's targets
     old_values: tuple[float, ...] | None = None  # what the critic said before any update
     was_truncated: bool = False  # stopped by the length limit
+    is_own: bool = True  # the policy's; False = of the opponent it is set against
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,7 +60,7 @@ def beam_search(
     done: list[Beam] = []
     alive = [Beam(ids=(), logp=0.0, log_ratio=0.0, has_ended=False)]
     with decoding(policy, reference):
-        ours, theirs = CachedRows(policy, [prompt]), CachedRows(reference, [prompt])
+        ours, theirs = CachedRows(policy, prompt), CachedRows(reference, prompt)
         for step in range(room):
             proposed = _proposals(ours, theirs, alive, per_beam, stops)
             ranked = sorted([*proposed, *((None, beam) for beam in done)], key=lambda one: -_value(one[1], by))[:width]

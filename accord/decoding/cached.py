@@ -1,4 +1,4 @@
-"""Next-token log-probabilities of one model for rows that grow token by token, branch and end.
+"""Next-token log-probabilities of one model for continuations of a prompt that grow token by token, branch and end.
 
 Axes: B rows, V vocabulary. All models of one search see the same rows.
 """
@@ -18,42 +18,38 @@ from accord.policy.policy import Policy
 
 
 class CachedRows:
-    """Rows of token ids continued by one model; `logps_BV` are of the next token, nats, float32 or wider."""
+    """Continuations of a prompt, all of one length; `logps_BV` are of the next token, nats, float32 or wider."""
 
-    def __init__(self, policy: Policy, prompts: Sequence[Sequence[int]]) -> None:
-        """Read the prompts, one row each. Raises PolicyError for a model without an attention cache of its rows."""
-        if not prompts or not all(prompts):
+    def __init__(self, policy: Policy, prompt: Sequence[int]) -> None:
+        """Read the prompt, the one row to begin with. Raises PolicyError for a model without an attention cache."""
+        if not prompt:
             raise PolicyError("got a prompt without tokens — give at least a start token")
         self.policy = policy
-        width = max(len(prompt) for prompt in prompts)
-        ids_BL = torch.full((len(prompts), width), policy.pad_id)
-        mask_BL = torch.zeros_like(ids_BL)
-        for row, prompt in enumerate(prompts):  # left padding: all prompts end in the same column
-            ids_BL[row, width - len(prompt) :] = torch.tensor(list(prompt))
-            mask_BL[row, width - len(prompt) :] = 1
+        ids_BL = torch.tensor([list(prompt)], device=policy.device)
         self._cache = DynamicCache(config=policy.causal_lm.config)
         if any(hasattr(layer, "update_recurrent_state") for layer in self._cache.layers):
             raise self._no_cache()
-        self._mask_BL = mask_BL.to(policy.device)
-        self.logps_BV = self._forward(ids_BL.to(policy.device))
+        self._length = 0
+        self.logps_BV = self._forward(ids_BL)
 
     def step(self, rows_B: Tensor, tokens_B: Tensor) -> Tensor:
         """Go on from these rows (an index may come twice, or not at all), each with one more token."""
         device = self.policy.device
         rows_B = rows_B.to(device)
         self._cache.batch_select_indices(rows_B)
-        self._mask_BL = F.pad(self._mask_BL[rows_B], (0, 1), value=1)
         self.logps_BV = self._forward(tokens_B.to(device)[:, None])
         return self.logps_BV
 
     def _forward(self, ids_BL: Tensor) -> Tensor:
-        positions = (self._mask_BL.cumsum(-1) - 1).clamp(min=0)[:, -ids_BL.shape[1] :]
+        self._length += ids_BL.shape[1]
+        mask_BL = torch.ones(
+            (len(ids_BL), self._length), dtype=torch.long, device=ids_BL.device
+        )  # rows are of one length
         output = self.policy.causal_lm(
-            input_ids=ids_BL, attention_mask=self._mask_BL, position_ids=positions, past_key_values=self._cache,
-            use_cache=True, logits_to_keep=1,
-        )  # fmt: skip
+            input_ids=ids_BL, attention_mask=mask_BL, past_key_values=self._cache, use_cache=True, logits_to_keep=1
+        )
         try:
-            is_kept = self._cache.get_seq_length() == self._mask_BL.shape[1]
+            is_kept = self._cache.get_seq_length() == self._length
         except ValueError:  # what a cache without attention layers raises
             is_kept = False
         if not is_kept:

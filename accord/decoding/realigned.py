@@ -62,7 +62,7 @@ def sample_realigned(
         for index, prompt in enumerate(prompts):
             room = min(room_for(model, prompt, settings.max_tokens) for model in (policy, reference))
             uniform = _random_numbers(settings, index, room)
-            models = [CachedRows(reference, [prompt]), CachedRows(policy, [prompt])]
+            models = [CachedRows(reference, prompt), CachedRows(policy, prompt)]
             found.append(_draw(models, policy, settings, strength, stops, uniform, room))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
@@ -19,6 +20,7 @@ from accord.records import Comparison, FinishReason, Group, Label, Ranking, Resp
 if TYPE_CHECKING:
     from accord.policy.reward import RewardModel
 
+log = logging.getLogger(__name__)
 Centre = Literal["none", "references", "prompt"]
 Ensemble = Literal["mean", "worst", "uncertainty"]
 StepScores = Literal["min", "product", "mean", "last"]
@@ -198,6 +200,11 @@ class _Member:
             marked, self.model.tokenizer, max_tokens=room if isinstance(room, int) and room > 1 else None,
             on_empty="keep", on_identical="keep", chat_template=self.chat_template,
         )  # fmt: skip
+        if data.counts["groups_truncated"]:
+            log.warning(
+                "%d of %d groups are longer than the %s tokens of %s: their scores are of what was left",
+                data.counts["groups_truncated"], len(groups), room, self.model.path or "the reward model",
+            )  # fmt: skip
         return [self._without_false_ends(group) for group in data.groups]
 
     def _marked(self, group: Group) -> Group:

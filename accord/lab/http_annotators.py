@@ -52,7 +52,8 @@ def work_through(
 
     `url` is where the page is, `invitation` a link or its token. `taste` judges texts of the text world, or is a
     function of (question, prompt, responses, rng) that returns any payload. An answer that is not acknowledged is sent
-    again under its key, as the browser does. Where others hold all that is left, it waits for `patience_seconds`.
+    again under its key, as the browser does. Where responses are still being written it waits; where
+    others hold all that is left, for `patience_seconds`.
     Raises FeedbackError when the page refuses, DataError when a taste cannot judge what it is shown.
     """
     shown_as = name or (taste.name if isinstance(taste, SimulatedAnnotator) else "simulated")
@@ -68,7 +69,8 @@ def work_through(
             found = desk.ask("GET", "/api/next", params={"form": "texts"})
             if found["state"] == "idle":
                 waited_since = waited_since or time.monotonic()
-                if found["reason"] != "leased" or time.monotonic() - waited_since > patience_seconds:
+                is_over = found["reason"] == "leased" and time.monotonic() - waited_since > patience_seconds
+                if is_over or found["reason"] not in ("leased", "preparing"):
                     is_finished = found["reason"] == "finished"
                     break
                 time.sleep(0.2)

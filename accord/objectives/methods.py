@@ -159,7 +159,7 @@ METHODS: dict[str, Method] = {
         settings={"objective.tau": 0.1, "rollout.from_reference": 1},
         num_responses=2,
         paper="Munos et al. 2023, arXiv:2312.00886",
-        summary="Beat an opponent between policy and reference as judged in pairs, held near the reference.",
+        summary="Beat the reference's samples as judged in pairs, held near it: Nash-MD with its mixture at one end.",
     ),
 }
 """Name → what it stands for."""

@@ -41,18 +41,25 @@ def to_scored_groups(
         score_PK=scores.score_PK,
         pair_score_PKK=scores.pair_score_PKK,
         steps=_steps(groups, scores),
-        is_truncated_PK=_are_truncated(groups, scores.is_valid_PK),
+        **_of_rollouts(groups, scores.is_valid_PK),
         **judgement_tensors(groups, scores.logps_PK),
     )
 
 
-def _are_truncated(groups: Sequence[TokenGroup], is_valid_PK: Tensor) -> Tensor | None:
-    """Return which sampled responses were stopped by the length limit; None where not all were sampled."""
+def _of_rollouts(groups: Sequence[TokenGroup], is_valid_PK: Tensor) -> dict[str, Tensor]:
+    """Return what is known of whole responses that were sampled; nothing where not all were."""
     rollouts = [response.rollout for group in groups for response in group.responses]
-    if any(rollout is None for rollout in rollouts):
-        return None
-    flags = torch.tensor([rollout is not None and rollout.was_truncated for rollout in rollouts])
-    return torch.zeros_like(is_valid_PK).masked_scatter(is_valid_PK, flags.to(is_valid_PK.device))
+    known = [rollout for rollout in rollouts if rollout is not None]
+    if len(known) < len(rollouts):
+        return {}
+
+    def spread(flags: list[bool]) -> Tensor:
+        return torch.zeros_like(is_valid_PK).masked_scatter(is_valid_PK, torch.tensor(flags).to(is_valid_PK.device))
+
+    return {
+        "is_truncated_PK": spread([rollout.was_truncated for rollout in known]),
+        "is_own_PK": spread([rollout.is_own for rollout in known]),
+    }
 
 
 def judgement_tensors(groups: Sequence[TokenGroup], like_PK: Tensor) -> dict[str, Any]:

@@ -174,15 +174,19 @@ class Policy(nn.Module):
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        min_tokens: int = 0,
+        stop: Sequence[str] = (),
         seed: int = 0,
         chat_template: str = "auto",
     ) -> list[Group]:
         """Answer prompts (text, turns, or groups whose responses are left out) with K sampled responses each.
 
         Temperature 0 is greedy. Responses carry text, token ids, finish reason and the log-probabilities, nats, of the
-        distribution they were drawn from. Raises PolicyError for settings out of range; see `policy.sample`.
+        distribution they were drawn from. Raises PolicyError for settings out of range; see `policy.sampling`.
         """
-        from accord.policy.sample import SamplingSettings, answer_prompts
+        from accord.policy.sampling import SamplingSettings, answer_prompts
 
         asked = [
             prompt if isinstance(prompt, Group) else Group(prompt=prompt, responses=(Response(token_ids=()),))
@@ -190,7 +194,7 @@ class Policy(nn.Module):
         ]
         settings = SamplingSettings(
             num_responses=num_responses, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
-            seed=seed,
+            min_p=min_p, repetition_penalty=repetition_penalty, min_tokens=min_tokens, stop=tuple(stop), seed=seed,
         )  # fmt: skip
         return answer_prompts(self, asked, settings, chat_template=chat_template)
 

@@ -124,7 +124,8 @@ def with_advantages(groups: Sequence[TokenGroup], measured: Measured, found: Adv
 def _with(
     response: TokenResponse, row: int, column: int, measured: Measured, found: Advantages | None
 ) -> TokenResponse:
-    assert response.rollout is not None
+    rollout = response.rollout
+    assert rollout is not None, "a rollout's responses were sampled"
     more: dict[str, Any] = {}
     if measured.old_logps is not None:
         more["old_logps"] = measured.old_logps[row][column]
@@ -139,4 +140,4 @@ def _with(
             more["returns"] = tuple(found.return_PKT[row, column, :length].tolist())
         if not bool(found.is_counted_PK[row, column]):
             response = without_gradient(response)
-    return replace(response, rollout=replace(response.rollout, **more))
+    return replace(response, rollout=replace(rollout, **more))

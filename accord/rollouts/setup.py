@@ -20,7 +20,8 @@ from accord.policy.sampling import SamplingSettings, sample_responses
 from accord.records import Group, Response
 from accord.rollouts.judging import judge
 from accord.rollouts.source import Draw, RolloutSource, Worth
-from accord.run.answers import Answers
+from accord.rollouts.tokens import OPPONENT
+from accord.run.held_out.answers import Answers
 from accord.store import RunFolder
 
 IN_MEMORY = "in_memory"
@@ -142,7 +143,7 @@ def make_draw(config: AlignConfig, policy: Policy, origin: Opened) -> Draw:
         with origin() as reference:
             more = sample_responses(reference, prompts, others, streams=streams, chat_template=chat)
         return [
-            (*ours, *(replace(response, source="reference") for response in theirs))
+            (*ours, *(replace(response, source=OPPONENT) for response in theirs))
             for ours, theirs in zip(drawn, more, strict=True)
         ]
 

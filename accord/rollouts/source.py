@@ -20,16 +20,16 @@ from accord.config import TrainConfig
 from accord.config.online.sections import RolloutConfig
 from accord.data.batching import epoch_batches
 from accord.data.tokens import TokenGroup
-from accord.errors import TrainingError
+from accord.errors import AccordError, TrainingError
 from accord.feedback.findings import Reward
 from accord.groups import Advantages, RolloutBatch
-from accord.objectives.advantages import AdvantageSpec, advance_kl_coef
+from accord.objectives.advantages import AdvantageSpec, RolloutState, advance_kl_coef
 from accord.objectives.advantages.rewards import token_kl
 from accord.records import Group, Response
 from accord.rollouts.estimation import Measured, measure_tokens, to_batch, with_advantages
 from accord.rollouts.judging import judge, reward_sums, rewards_of
 from accord.rollouts.tokens import from_plain, to_plain, to_token_group
-from accord.run.answers import gathered
+from accord.run.held_out.answers import gathered
 from accord.run.metrics import Sums, add_up
 from accord.run.scored import Scoring
 
@@ -68,7 +68,8 @@ class RolloutSource:
         self._prompts, self._draw, self._reward, self._worth = prompts, draw, reward, worth
         self._settings, self._train = settings, train
         self.keep: Callable[[int, Sequence[Group]], None] = lambda block, groups: None
-        self._state: dict[str, Tensor] = worth.spec.state.start(**worth.settings) if _has_state(worth) else {}
+        carried = _carried(worth)
+        self._state: dict[str, Tensor] = carried.start(**worth.settings) if carried is not None else {}
         self._kl_coef: float | None = worth.settings.get("kl_coef")
         self._per_rollout = min(settings.prompts or train.batch_size, len(prompts))
         batches = math.ceil(self._per_rollout / train.batch_size)
@@ -141,15 +142,21 @@ class RolloutSource:
     @property
     def _is_comparable(self) -> bool:
         # a cut tail is renormalised: then the sampler's numbers are meant to differ from the trainer's
-        settings = self._settings
-        is_first = self.steps_per_rollout == 1 and not settings.max_staleness
-        return is_first and settings.top_p == 1 and settings.top_k == 0 and settings.min_p == 0
+        settings, worth = self._settings, self._worth
+        is_exact = self._draw is not None and not settings.max_staleness
+        is_known = worth.needs_old or self.steps_per_rollout == 1
+        return is_exact and is_known and settings.top_p == 1 and settings.top_k == 0 and settings.min_p == 0
 
     # -- making a rollout --------------------------------------------------------------------------------------------
 
     def _next_rollout(self, block: int) -> list[TokenGroup]:
         while len(self._ahead) <= self._settings.max_staleness:
-            self._ahead.append(self._draw_and_judge(block))
+            before = self._cursor, self._sums
+            try:
+                self._ahead.append(self._draw_and_judge(block))
+            except AccordError:  # nothing of a rollout that could not be judged is kept
+                self._cursor, self._sums = before
+                raise
         groups = self._ahead.popleft()
         if not groups:
             return []
@@ -177,8 +184,8 @@ class RolloutSource:
     def _advance(self, batch: RolloutBatch) -> None:
         """Move what an estimator carries on, and β of the KL in the reward where it is steered to a target."""
         worth, target = self._worth, self._settings.kl_target
-        if _has_state(worth):
-            self._state = worth.spec.state.advance(batch, **self._settings_now())
+        if (carried := _carried(worth)) is not None:
+            self._state = carried.advance(batch, **self._settings_now())
         if batch.reference_logps_PKT is None:
             return
         kl = float(token_kl(batch).sum()) / max(1, int(batch.is_scored_PK.sum()))
@@ -244,8 +251,9 @@ class RolloutSource:
         return self._prompts[self._order[1][within]]
 
 
-def _has_state(worth: Worth) -> bool:
-    return worth.spec is not None and worth.spec.state is not None
+def _carried(worth: Worth) -> RolloutState | None:
+    """Return what the estimator carries from one rollout to the next, if anything."""
+    return worth.spec.state if worth.spec is not None else None
 
 
 def _source(group: TokenGroup) -> Group:

@@ -10,6 +10,9 @@ from accord.data import group_to_row, read_group
 from accord.data.tokens import RolloutTokens, TokenGroup, TokenResponse
 from accord.records import FinishReason, Group, Response
 
+OPPONENT = "reference"
+"""What `Response.source` says of responses that the reference drew."""
+
 
 def to_token_group(group: Group, prompt_ids: Sequence[int], *, index: int, mask_truncated: bool = False) -> TokenGroup:
     """Return a sampled group as the policy sees it; `mask_truncated`: responses that were cut count for nothing."""
@@ -30,7 +33,9 @@ def _to_token_response(response: Response, *, mask_truncated: bool) -> TokenResp
         is_trained=(False,) * len(response.token_ids) if was_cut and mask_truncated else None,
         has_eos=response.finish_reason is FinishReason.STOP,
         was_truncated=was_cut,
-        rollout=RolloutTokens(sampler_logps=response.behaviour_logps, was_truncated=was_cut),
+        rollout=RolloutTokens(
+            sampler_logps=response.behaviour_logps, was_truncated=was_cut, is_own=response.source != OPPONENT
+        ),
     )
 
 
@@ -63,9 +68,10 @@ def from_plain(plain: dict[str, Any]) -> TokenGroup:
 
 
 def _response_from_plain(plain: dict[str, Any]) -> TokenResponse:
-    values = _with_tuples(plain)
     rollout = plain["rollout"]
-    return TokenResponse(**values | {"rollout": None if rollout is None else RolloutTokens(**_with_tuples(rollout))})
+    values: dict[str, Any] = _with_tuples(plain)
+    values["rollout"] = None if rollout is None else RolloutTokens(**_with_tuples(rollout))
+    return TokenResponse(**values)
 
 
 def _with_tuples(plain: dict[str, Any]) -> dict[str, Any]:

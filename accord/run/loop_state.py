@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from accord.run.held_out import Evaluation
+from accord.run.held_out.evaluation import Evaluation
 from accord.run.metrics import Sums
 
 

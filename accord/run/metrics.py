@@ -57,9 +57,13 @@ def measure(scored: ScoredGroups, result: ObjectiveResult, scores: Scores) -> Su
     if scored.reference_logps_PK is not None:
         _add(sums, "log_ratio/response", scored.log_ratio_PK, scored.is_valid_PK)
     if (tokens := scored.tokens) is not None and tokens.sampler_logps_PKT is not None:
-        apart_PKT = (tokens.policy_logps_PKT - tokens.sampler_logps_PKT).detach()
-        _add(sums, "sampler/abs_diff", apart_PKT.abs(), tokens.is_trained_PKT)
-        _add(sums, "sampler/k3", (apart_PKT.exp() - 1 - apart_PKT), tokens.is_trained_PKT)
+        ours_PKT = tokens.old_logps_PKT if tokens.old_logps_PKT is not None else tokens.policy_logps_PKT
+        apart_PKT = (ours_PKT - tokens.sampler_logps_PKT).detach()  # both of the weights that sampled
+        of_policy_PKT = tokens.is_trained_PKT
+        if scored.is_own_PK is not None:  # an opponent is another model
+            of_policy_PKT = of_policy_PKT & scored.is_own_PK[:, :, None]
+        _add(sums, "sampler/abs_diff", apart_PKT.abs(), of_policy_PKT)
+        _add(sums, "sampler/k3", apart_PKT.exp() - 1 - apart_PKT, of_policy_PKT)
     for name, values_N in scores.statistics.items():
         _add(sums, f"statistics/{name}", values_N, scores.is_trained_N)
     if scored.score_PK is not None or scored.pair_score_PKK is not None:  # a reward model has no log-probabilities
@@ -112,6 +116,7 @@ def example_rows(
     # one copy from the device per tensor, not per group
     policy, rewards_PK = scored.policy_logps_PK.tolist(), result.implicit_reward_PK.tolist()
     reference = scored.reference_logps_PK.tolist() if scored.reference_logps_PK is not None else None
+    given = ratings_of(scored)
     losses, is_counted, num_tokens = result.loss_P.tolist(), result.is_counted_P.tolist(), scored.num_tokens_PK.tolist()
     pairs: list[list[tuple[int, int]]] = [[] for _ in groups]
     for row, better, worse in scored.preferred_PKK.nonzero().tolist() if scored.preferred_PKK is not None else ():
@@ -130,6 +135,7 @@ def example_rows(
                 "policy_logps": policy[row][:k],
                 "reference_logps": reference[row][:k] if reference is not None else None,
                 "implicit_rewards": rewards,
+                "ratings": None if given is None else given[row][:k],
                 "num_tokens": num_tokens[row][:k],
                 "num_prompt_tokens": len(group.prompt_ids),
                 "pairs": pairs[row],
@@ -140,3 +146,13 @@ def example_rows(
             }
         )
     return rows
+
+
+def ratings_of(scored: ScoredGroups) -> list[list[float | None]] | None:
+    """Return the rating of every response, None where none was given; None where nobody rated."""
+    if scored.reward_PK is None or scored.is_rated_PK is None or not bool(scored.is_rated_PK.any()):
+        return None
+    return [
+        [value if is_rated else None for value, is_rated in zip(values, flags, strict=True)]
+        for values, flags in zip(scored.reward_PK.tolist(), scored.is_rated_PK.tolist(), strict=True)
+    ]

@@ -27,7 +27,7 @@ from accord.policy.prompt_embedding import prompt_embeddings
 from accord.policy.reference import Reference
 from accord.policy.reward import RewardModel
 from accord.policy.tokens.scored import recorded_logps, to_scored_tokens
-from accord.run.answers import Answers, Gather
+from accord.run.held_out.answers import Answers, Gather
 
 T = TypeVar("T")
 OF_TOKENS = {

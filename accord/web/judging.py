@@ -12,7 +12,15 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from accord.errors import FeedbackError
-from accord.feedback.people.values import AnnotatorState, Assignment, AssignmentState, Idle, QuestionKind, Role
+from accord.feedback.people.values import (
+    AnnotatorState,
+    Assignment,
+    AssignmentState,
+    Idle,
+    IdleReason,
+    QuestionKind,
+    Role,
+)
 from accord.web.rendering import render_markdown, render_page
 from accord.web.security import new_session
 from accord.web.visits import Annotating, OwnForm, Site, Visit, Visiting, check_own_script
@@ -181,8 +189,9 @@ def next_item(visit: Visit) -> dict[str, Any]:
     found = visit.site.project.next_assignment(visit.person.id)
     if isinstance(found, Idle):
         annotator = visit.site.project.annotator(visit.person.id)
-        values = {"reason": str(found.reason), "note": annotator.note, "preparing": visit.site.preparing}
-        return {"state": "idle", "reason": str(found.reason), "html": render_page("idle.html.jinja", values)}
+        reason = _reason(visit.site, found)
+        values = {"reason": reason, "note": annotator.note, "preparing": visit.site.preparing}
+        return {"state": "idle", "reason": reason, "html": render_page("idle.html.jinja", values)}
     values = {
         "assignment": found,
         "prompt": _prompt_html(found),
@@ -200,7 +209,7 @@ def next_texts(visit: Visit) -> dict[str, Any]:
     """Return what the annotator has to judge next as plain texts: what a person sees and no more."""
     found = visit.site.project.next_assignment(visit.person.id)
     if isinstance(found, Idle):
-        return {"state": "idle", "reason": str(found.reason), "num_leased": found.num_leased}
+        return {"state": "idle", "reason": _reason(visit.site, found), "num_leased": found.num_leased}
     settings = visit.site.project.settings
     return {
         "state": "item",
@@ -279,6 +288,11 @@ def _status_of(visit: Visit, assignment_id: str) -> int:
     except FeedbackError:
         return 404
     return 422 if assignment.state is AssignmentState.OPEN else 409
+
+
+def _reason(site: Site, idle: Idle) -> str:
+    """Why there is nothing to do; with items still to come, an annotator has not finished."""
+    return "preparing" if idle.reason is IdleReason.FINISHED and site.preparing else str(idle.reason)
 
 
 def _prompt_html(assignment: Assignment) -> list[dict[str, Any]]:

@@ -64,8 +64,13 @@ def check_settings(settings: WebSettings) -> None:
             f"got a secret of {len(settings.secret)} characters — expected at least {MIN_SECRET_CHARACTERS} — "
             "make one with: python -c 'import secrets; print(secrets.token_urlsafe(48))'"
         )
-    if settings.public_url is not None and not settings.public_url.startswith(("https://", "http://")):
-        raise ConfigError(f"got the public address {settings.public_url!r} — expected https://… or http://…")
+    if settings.public_url is not None:
+        parts = urlsplit(settings.public_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/"):
+            raise ConfigError(
+                f"got the public address {settings.public_url!r} — expected https://HOST with nothing behind it — "
+                "give the page a host name of its own"
+            )
     if is_loopback(settings.host):
         return
     if not settings.is_secret_given:

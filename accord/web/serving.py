@@ -45,34 +45,43 @@ class Preparation:
             site.preparing = ""
 
 
-def serve(app: FastAPI, *, preparation: Preparation | None = None, when_open: Callable[[], None] | None = None) -> None:
-    """Serve the page until Ctrl-C or a TERM signal; requests under way are answered first.
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that people can connect to, their requests waiting until `serve`; port 0 takes a free one.
 
-    `when_open` is called once the port is bound. Raises ConfigError when the port cannot be had.
+    Raises ConfigError when the address cannot be had.
     """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=512)
+    except OSError as error:
+        raise ConfigError(
+            f"got {host}:{port}, where no page can be opened ({error.strerror}) — expected a free port of this "
+            "machine — choose another with --port"
+        ) from error
+
+
+def serve(
+    app: FastAPI,
+    bound: socket.socket,
+    *,
+    preparation: Preparation | None = None,
+    when_open: Callable[[], None] | None = None,
+) -> None:
+    """Serve the page on a socket of `listen` until Ctrl-C or a TERM signal; requests under way are answered first."""
     import uvicorn
 
     site: Site = app.state.site
-    settings = site.settings
     server = uvicorn.Server(
         uvicorn.Config(
             app,
             log_level="warning",
             access_log=False,  # an address may hold an invitation
             server_header=False,
-            proxy_headers=settings.public_url is not None,  # a proxy on this machine says who is behind it
+            proxy_headers=site.settings.public_url is not None,  # a proxy on this machine says who is behind it
             timeout_graceful_shutdown=10,
             limit_concurrency=1000,
         )
     )
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        bound = socket.create_server((settings.host, settings.port), family=family, backlog=512)
-    except OSError as error:
-        raise ConfigError(
-            f"got {settings.host}:{settings.port}, where no page can be opened ({error.strerror}) — expected a free "
-            "port of this machine — choose another with --port"
-        ) from error
     before = _leave_by_exception()
     try:
         if preparation is not None:
@@ -87,7 +96,6 @@ def serve(app: FastAPI, *, preparation: Preparation | None = None, when_open: Ca
             signal.signal(signal.SIGTERM, before)
         if preparation is not None:
             preparation.end()
-        bound.close()
 
 
 def _leave_by_exception() -> Any:

@@ -29,16 +29,20 @@ ALLOWED: dict[str, set[str]] = {
     "certify": {"errors", "claims", "records", "data", "policy"},
     "endpoint": {"errors", "durable"},
     "engines": {"data", "endpoint", "errors", "policy", "records"},
+    "agreement": {"errors", "records"},
     "feedback": {"data", "endpoint", "errors", "groups", "policy", "records"},
     "decoding": {"data", "errors", "feedback", "groups", "policy", "records"},
     "web": {"agreement", "errors", "feedback", "records"},
     "run": {
         "config", "data", "diagnostics", "errors", "evaluation", "groups", "objectives", "policy", "records", "store",
     },
+    "rollouts": {
+        "config", "data", "errors", "feedback", "groups", "objectives", "policy", "records", "run", "store",
+    },
     "train": {"config", "data", "errors", "objectives", "policy", "run", "store", "tracking"},
     "alignment": {
-        "config", "data", "errors", "evaluation", "objectives", "policy", "records", "run", "store", "tracking",
-        "train",
+        "config", "data", "errors", "evaluation", "feedback", "objectives", "policy", "records", "rollouts", "run",
+        "store", "tracking", "train",
     },
     "rounds": {"alignment", "config", "durable", "errors", "policy"},
 }  # fmt: skip
@@ -53,8 +57,8 @@ OBJECTIVES_MAY_IMPORT = {
     "torch", "typing",
 }  # fmt: skip
 LIGHT = {
-    "accord", "claims", "cli", "config", "data", "durable", "endpoint", "errors", "evaluation", "records", "store",
-    "terminal", "tracking",
+    "accord", "agreement", "claims", "cli", "config", "data", "durable", "endpoint", "errors", "evaluation", "records",
+    "store", "terminal", "tracking",
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "tokenizers"}
 

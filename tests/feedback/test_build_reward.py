@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from accord.errors import ConfigError
-from accord.feedback.composition import REWARDS, build_reward, reward_names, reward_settings
+from accord.feedback.composition import REWARDS, build_reward, check_reward, reward_names, reward_settings
 from accord.feedback.judges import PointwiseJudge
 from accord.feedback.verifiers import VERIFIERS
 from accord.records import Group, Response
@@ -109,6 +109,12 @@ def test_what_is_wrong_is_named(settings, said):
 
     with pytest.raises(AccordError, match=said):
         build_reward(settings)
+
+
+def test_settings_are_checked_before_anything_is_loaded():
+    check_reward({"model": {"path": "a-model-that-is-not-there"}, "combine": "min"})
+    with pytest.raises(ConfigError, match=r"reward\.closed"):
+        build_reward({"model": {"path": "a-model-that-is-not-there"}, "closed": 1})
 
 
 def test_a_wrong_setting_is_a_config_error():

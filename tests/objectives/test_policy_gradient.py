@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -330,6 +331,21 @@ def test_k1_in_the_loss_is_refused_with_the_reason(name):
     assert "kl_estimator=k1" in OBJECTIVES[name].refused
 
 
+@pytest.mark.parametrize("name", RATIO_ROWS)
+def test_shared_settings_are_offered_with_the_rows_own_defaults_and_no_others(name):
+    spec = OBJECTIVES[name]
+    assert spec.shared_settings <= set(spec.settings())
+    own = {"reinforce": "seq_mean_token_sum", "luspo": "seq_mean_token_sum", "ppo_clip": "token_mean"}
+    expected = own.get(name, "token_mean" if name == "cispo" else "seq_mean_token_mean")
+    assert spec.defaults()["aggregation"] == expected
+    assert torch.equal(loss_of(rollout(), name), loss_of(rollout(), name, **spec.defaults()))
+    for key in spec.refused:
+        setting, _, choice = key.partition("=")
+        assert choice not in get_args(spec.settings()[setting].annotation)
+    with pytest.raises(TypeError):
+        loss_of(rollout(), name, no_such_setting=1.0)
+
+
 # Sampler against trainer ---------------------------------------------------------------------------------------------
 
 
@@ -456,3 +472,19 @@ def test_nash_md_weighs_own_responses_by_what_they_win_over_one_half():
     (gradient,) = torch.autograd.grad(OBJECTIVES["nash_md"].fn(groups, tau=0.1).loss_P.sum(), logps)
     expected = [[-(0.2 - 0.5 - 0.1 * 1.0) / 2, -(0.6 - 0.5) / 2, 0.0]]  # only duels with the third, which is no own
     torch.testing.assert_close(gradient, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("gap", "beta"), [(0.0, 0.1), (1.0, 0.119673), (5.0, 0.145896), (-2.0, 0.1)])
+def test_dpo_is_scaled_by_how_far_apart_the_reward_holds_a_pair(gap, beta):
+    """β(δ) as published; a reward that disagrees with the judgement scales nothing."""
+    groups = ScoredGroups(
+        policy_logps_PK=torch.tensor([[-12.0, -15.0]]), reference_logps_PK=torch.tensor([[-13.0, -14.5]]),
+        num_tokens_PK=torch.ones(1, 2, dtype=torch.long), is_valid_PK=torch.ones(1, 2, dtype=torch.bool),
+        preferred_PKK=torch.tensor([[[False, True], [False, False]]]), reward_PK=torch.tensor([[gap, 0.0]]),
+        is_rated_PK=torch.tensor([[True, True]]),
+    )  # fmt: skip
+    expected = OBJECTIVES["dpo"].fn(groups, beta=beta).loss_P.item()
+    assert OBJECTIVES["dpo_reward_scaled"].fn(groups).loss_P.item() == pytest.approx(expected, abs=1e-6)
+    unknown = replace(groups, is_rated_PK=torch.tensor([[True, False]]))
+    plain = OBJECTIVES["dpo"].fn(groups, beta=0.1).loss_P.item()
+    assert OBJECTIVES["dpo_reward_scaled"].fn(unknown).loss_P.item() == pytest.approx(plain)

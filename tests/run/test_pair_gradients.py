@@ -10,7 +10,7 @@ from accord.alignment import align
 from accord.data import encode_groups
 from accord.diagnostics.gradients import pair_geometry
 from accord.policy.load import load_policy
-from accord.run.pair_gradients import KEYS
+from accord.run.held_out.pair_gradients import KEYS
 
 
 def test_a_run_reports_them_in_metrics_and_rows(tmp_path: Path):

@@ -278,6 +278,7 @@ def test_a_rate_limit_fills_up_again_and_forgets_old_keys():
         ({"host": "0.0.0.0", "is_secret_given": True}, "no public address"),
         ({"host": "judge.example.org"}, "no secret for signing"),
         ({"public_url": "judge.example.org"}, "public address"),
+        ({"public_url": "https://example.org/judge"}, "nothing behind it"),
     ],
 )
 def test_it_does_not_stand_open(project, changes, what):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from conftest import ADDRESS, MODEL_NAME, csrf_of, enter, key, known, make_groups
 
+import accord.web
 from accord.data import load_groups
 from accord.feedback.people.values import ItemRole, ProjectSettings, QuestionKind, Role
 from accord.records import Comparison, Group, Message, Response
@@ -180,3 +182,39 @@ def test_a_wrong_answer_can_be_mended(project, open_page):
     client = enter(open_page(project), project)
     assert answer(client, 1, level=0).status_code == 422  # no ties on this scale
     assert answer(client, 2, level=1).status_code == 200
+
+
+def test_the_manager_is_told_how_far_judgements_agree(project, open_page):
+    manager = enter(open_page(project), project, role=Role.MANAGER, name="Max")
+    assert "without a comparison" in manager.get("/manage/agreement").text  # nothing yet, said in words
+    people = [enter(open_page(project), project, name=name) for name in ("Ada", "Bo")]
+    for number, client in enumerate(people):
+        for item in range(3):
+            shown = client.get("/api/next?form=texts").json()["responses"]
+            answer(client, 10 * number + item, level=-3 if shown[0].startswith("first") else 3)
+    page = manager.get("/manage/agreement").text
+    assert "Krippendorff" in page
+    assert "annotator-2" in page  # the pseudonym that the page of progress puts a name to
+    assert "annotator-2" in manager.get("/manage").text
+
+
+def test_text_is_readable_in_both_colour_schemes():
+    """WCAG 2 AA: (L₁ + 0.05)/(L₂ + 0.05) ≥ 4.5 between the relative luminances of text and ground."""
+    style = (Path(accord.web.__file__).parent / "static" / "style.css").read_text("utf-8")
+    light, dark = (dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", part)) for part in style.split("@media", 2)[:2])
+    assert set(light) == set(dark)
+    pairs = [(ink, ground) for ink in ("ink", "muted", "accent", "good", "bad") for ground in ("surface", "ground")]
+    pairs += [("on-accent", "accent"), ("ink", "tint"), ("ink", "warn"), ("accent", "tint")]
+    for colours in (light, dark):
+        for ink, ground in pairs:
+            high, low = sorted((luminance(colours[ink]), luminance(colours[ground])), reverse=True)
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground, colours)
+        high, low = sorted((luminance(colours["edge"]), luminance(colours["surface"])), reverse=True)
+        assert (high + 0.05) / (low + 0.05) >= 3.0  # the edge of a control
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of sRGB."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

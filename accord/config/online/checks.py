@@ -8,6 +8,9 @@ from accord.errors import ConfigError
 
 def check_source(config: AlignConfig) -> None:
     """Raise ConfigError for settings that the source of groups leaves without effect, or that it cannot serve."""
+    mix = config.pretraining
+    if mix.path is None and (idle := idle_keys(mix, "pretraining", ["weight", "batch_size"])):
+        raise ConfigError(f"got {', '.join(idle)} without pretraining.path: there are no demonstrations to mix in")
     if config.source == "file":
         _check_file(config)
     else:

@@ -6,14 +6,14 @@ import difflib
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
 
 from accord.errors import ConfigError
-from accord.feedback.composition.combine import Combine, Composition, OnUnknown, Part, Shaping
+from accord.feedback.composition.combine import Combine, Composition, OnUnknown, Part, Shaping, check_parts
 from accord.feedback.composition.infalign import InferenceCalibrated, Transform, read_references
 from accord.feedback.composition.shaping import (
     Abstention,
@@ -156,35 +156,56 @@ def build_reward(settings: Mapping[str, Any], *, policy_tokenizer: Any = None, d
     has weight 0 unless one is given.
     Raises ConfigError for an unknown reward or setting (naming the nearest), or one of the wrong kind or range.
     """
-    whole = _validated("reward", {key: settings[key] for key in settings if key in _OF_WHOLE}, _OF_WHOLE)
+    whole, planned = _plan(settings)
     given = Given(policy_tokenizer=policy_tokenizer, device=device)
+    parts = []
+    for one in planned:
+        scores = _builder(one.name, one.kind)(given, **one.settings)
+        key = "shaping" if _is_shaping(one.kind) else "source"
+        parts.append(replace(one.part, **{key: scores}))
+    return Composition(parts=tuple(parts), **whole)
+
+
+def check_reward(settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError as `build_reward` would, before any model is loaded or file read."""
+    _plan(settings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Planned:
+    """A part that is checked and not yet built."""
+
+    name: str
+    kind: str
+    part: Part  # without its source
+    settings: Mapping[str, Any]
+
+
+def _plan(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[_Planned]]:
+    """Return the settings of the whole and of its parts, all checked."""
+    whole = _validated("reward", {key: settings[key] for key in settings if key in _OF_WHOLE}, _OF_WHOLE)
     names = [name for name in settings if name not in _OF_WHOLE]
     if not names:
-        raise ConfigError(
-            f"got no reward — expected one or more of {', '.join(reward_names())}, such as reward.gsm8k={{}}"
-        )
+        raise ConfigError(f"got no reward — expected one or more of {', '.join(reward_names())}")
     found = {name: _read_part(name, settings[name]) for name in names}
     own = [name for name, (kind, _, _) in found.items() if not _is_shaping(kind)]
-    parts = []
     stands_for = {
         part["of"] or (own[0] if len(own) == 1 else "") for kind, part, _ in found.values() if kind in _REPLACES
     }
+    planned = []
     for name, (kind, of_part, own_settings) in found.items():
-        is_shaping = _is_shaping(kind)
-        of = _read_of(name, of_part["of"], own, is_shaping=is_shaping)
-        source = _builder(name, kind)(given, **own_settings)
         weight = of_part["weight"]
         if weight is None:
             weight = 0.0 if of_part["gate"] or name in stands_for else 1.0
-        parts.append(
-            Part(
-                name=name, source=None if is_shaping else source, shaping=source if is_shaping else None, of=of,
-                weight=weight, is_gate=of_part["gate"], passes_at=of_part["passes_at"],
-                reference_score=of_part["reference_score"],
-            )
+        part = Part(
+            name=name, weight=weight, of=_read_of(name, of_part["of"], own, is_shaping=_is_shaping(kind)),
+            is_gate=of_part["gate"], passes_at=of_part["passes_at"], reference_score=of_part["reference_score"],
         )  # fmt: skip
+        planned.append(_Planned(name=name, kind=kind, part=part, settings=own_settings))
+    parts = [one.part for one in planned]
     _refuse_idle(settings, whole, parts)
-    return Composition(parts=tuple(parts), **whole)
+    check_parts(parts, combine=whole["combine"], quantile=whole["quantile"])
+    return whole, planned
 
 
 def reward_names() -> list[str]:
@@ -271,6 +292,11 @@ def _read_of(name: str, of: str | None, own: list[str], *, is_shaping: bool) -> 
         raise ConfigError(
             f"got reward.{name} beside {', '.join(own) or 'no part with scores of its own'} — expected "
             f"reward.{name}.of to name the part it reads"
+        )
+    if of is not None and of not in own:
+        raise ConfigError(
+            f"got reward.{name}.of={of} — expected the name of a part with scores of its own, which are: "
+            f"{', '.join(own) or 'none'}"
         )
     return of or own[0]
 

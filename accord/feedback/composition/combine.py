@@ -74,26 +74,10 @@ class Composition:
     name: str = "reward"
 
     def __post_init__(self) -> None:
-        names = [part.name for part in self.parts]
-        if not any(part.weight for part in self.parts):
-            raise ConfigError(
-                f"got a reward of {', '.join(names) or 'no part'} without a weight — expected one or more"
-            )
-        if len(set(names)) < len(names):
-            raise ConfigError(f"got parts named {', '.join(names)} — expected each name once")
         for option, given, kind in (("combine", self.combine, Combine), ("on_unknown", self.on_unknown, OnUnknown)):
             if given not in get_args(kind):
                 raise ConfigError(f"got {option}={given!r} — expected one of {', '.join(get_args(kind))}")
-        if not 0 <= self.quantile <= 1:
-            raise ConfigError(f"got quantile={self.quantile} — expected a share from 0 to 1")
-        for part in self.parts:
-            if not math.isfinite(part.weight):
-                raise ConfigError(f"got weight {part.weight} of {part.name} — expected a finite number")
-            if self.combine == "product" and part.weight not in (0, 1):
-                raise ConfigError(
-                    f"got weight {part.weight} of {part.name} in a product — expected 1, or 0 to only record it: a "
-                    "factor changes nothing but the scale"
-                )
+        check_parts(self.parts, combine=self.combine, quantile=self.quantile)
         for part in self.parts:
             _check_source(part, self.parts)
 
@@ -224,6 +208,25 @@ def _checked(name: str, found: Sequence[Sequence[Finding]], groups: Sequence[Gro
         ]
         for row in found
     ]
+
+
+def check_parts(parts: Sequence[Part], *, combine: Combine, quantile: float) -> None:
+    """Raise ConfigError for parts whose names, weights or kind of combination mean nothing."""
+    names = [part.name for part in parts]
+    if not any(part.weight for part in parts):
+        raise ConfigError(f"got a reward of {', '.join(names) or 'no part'} without a weight — expected one or more")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"got parts named {', '.join(names)} — expected each name once")
+    if not 0 <= quantile <= 1:
+        raise ConfigError(f"got quantile={quantile} — expected a share from 0 to 1")
+    for part in parts:
+        if not math.isfinite(part.weight):
+            raise ConfigError(f"got weight {part.weight} of {part.name} — expected a finite number")
+        if combine == "product" and part.weight not in (0, 1):
+            raise ConfigError(
+                f"got weight {part.weight} of {part.name} in a product — expected 1, or 0 to only record it: a factor "
+                "changes nothing but the scale"
+            )
 
 
 def _check_source(part: Part, parts: Sequence[Part]) -> None:

@@ -139,7 +139,7 @@ class PolicyChat:
         drawn = self.policy.sample(
             [conversations[index] for index in fitting], max_tokens=self.max_tokens, temperature=temperature,
             seed=self.seed + attempt, chat_template=self.chat_template,
-        )  # fmt: skip
+        ) if fitting else []  # fmt: skip
         texts = {index: group.responses[0].content for index, group in zip(fitting, drawn, strict=True)}
         return [
             Reply(text=str(texts[index])) if index in texts else Reply(text=None, reason=_too_long(len(prompt), window))

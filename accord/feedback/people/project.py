@@ -42,6 +42,7 @@ from accord.records import Group
 
 _WORKING = (AnnotatorState.QUALIFYING, AnnotatorState.ACTIVE)
 _MAX_PROJECT_NAME = 100
+_PART = 200  # groups stored in one transaction
 
 
 def create_project(
@@ -102,7 +103,8 @@ def list_projects(url: str | Path) -> list[str]:
 class Project:
     """One project of a database; safe to use from several threads, and from several processes that each open it.
 
-    Every call that changes something is one transaction: when it returns, its effect is on disk.
+    Every call that changes something is one transaction: when it returns, its effect is on disk (but for leases, which
+    are with the next judgement).
     All raise FeedbackError for what is not there, not theirs, or cannot be done now.
     """
 
@@ -127,12 +129,15 @@ class Project:
         `kind` None: the first of `settings.kinds`. Pairwise: an item per pair (`num_pairs` of them per group, all when
         None); ranking: one per group; else one per response. GOLD and QUALIFICATION groups carry the known answers as
         their judgements. `scores`: per group and response a model's score, or one per member of an ensemble; needed
-        for the UNCERTAIN selection.
+        for the UNCERTAIN selection. A long file takes several transactions: after a crash, add it again.
         """
         kind = kind or self.settings.kinds[0]
         found = group_rows(groups, kind, role, self.settings, scores=scores, num_pairs=num_pairs)
-        with self._writing() as desk:
-            return add_rows(desk, found)
+        num_new = 0
+        for start in range(0, len(found), _PART):  # so that annotators need not wait for all of a long file
+            with self._writing() as desk:
+                num_new += add_rows(desk, found[start : start + _PART])
+        return num_new
 
     def item(self, item_id: int) -> Item:
         """Return an item."""
@@ -152,14 +157,14 @@ class Project:
 
     def next_assignment(self, annotator_id: int) -> Assignment | Idle:
         """Return what the annotator has to judge next, leased to them; asked again before an answer, the same."""
-        with self._writing() as desk:
+        with self._writing(is_durable=False) as desk:
             state = access.get_annotator(desk, annotator_id).state
             return take_next(desk, annotator_id, state)
 
     def next_assignments(self, annotator_id: int, limit: int) -> list[Assignment]:
         """Return up to `limit` assignments at once, as for a model that judges in batches: those held first."""
         taken: list[Assignment] = []
-        with self._writing() as desk:
+        with self._writing(is_durable=False) as desk:
             while len(taken) < limit:
                 state = access.get_annotator(desk, annotator_id).state
                 found = take_next(desk, annotator_id, state, in_hand=[assignment.item_id for assignment in taken])
@@ -368,8 +373,8 @@ class Project:
             yield Desk(connection=connection, project_id=self.id, settings=self.settings, now=self._clock())
 
     @contextmanager
-    def _writing(self) -> Iterator[Desk]:
-        with self._store.writing(self.id) as connection:
+    def _writing(self, *, is_durable: bool = True) -> Iterator[Desk]:
+        with self._store.writing(self.id, is_durable=is_durable) as connection:
             yield Desk(connection=connection, project_id=self.id, settings=self.settings, now=self._clock())
 
     def _reason(self, reason: str) -> str:

@@ -232,8 +232,8 @@ def _held(desk: Desk, annotator_id: int, in_hand: Collection[int]) -> Assignment
             ASSIGNMENTS.c.annotator_id == annotator_id,
             ASSIGNMENTS.c.state == _OPEN,
             ASSIGNMENTS.c.lease_until > desk.now,
-            ASSIGNMENTS.c.item_id.not_in(in_hand),
             sa.not_(ITEMS.c.is_aside),
+            *([ASSIGNMENTS.c.item_id.not_in(in_hand)] if in_hand else []),
         )
         .order_by(ASSIGNMENTS.c.lease_until.desc())
         .limit(1)
@@ -317,8 +317,8 @@ def _open_items(
         ITEMS.c.role == str(role),
         ITEMS.c.is_finished == sa.false(),
         ITEMS.c.is_aside == sa.false(),
-        ITEMS.c.id.not_in(in_hand),
         sa.not_(seen),
+        *([ITEMS.c.id.not_in(in_hand)] if in_hand else []),
     ]
 
 

@@ -178,11 +178,17 @@ class Store:
                 yield connection
 
     @contextmanager
-    def writing(self, project_id: int | None = None) -> Iterator[sa.Connection]:
-        """Give a transaction that is alone in writing to the project; on leaving it is on disk, or undone."""
+    def writing(self, project_id: int | None = None, *, is_durable: bool = True) -> Iterator[sa.Connection]:
+        """Give a transaction that is alone in writing to the project; on leaving it is on disk, or undone.
+
+        Not `is_durable`: it is on disk with the next one that is, at the latest. A power cut before that takes it
+        back, which for a lease is no loss, and nothing durable can rest on it.
+        """
         with _speaking(self.url), self._writing, self._engine.connect() as plain:
-            connection = plain.execution_options(accord_writes=True)
+            connection = plain.execution_options(accord_writes=True, accord_syncs=is_durable)
             with connection.begin():
+                if not (is_durable or self.is_sqlite):
+                    connection.execute(sa.text("SET LOCAL synchronous_commit TO off"))
                 if project_id is not None and not self.is_sqlite:
                     # so queue and idempotency need no retries, and events become visible in the order of their ids
                     connection.execute(sa.select(PROJECTS.c.id).where(PROJECTS.c.id == project_id).with_for_update())
@@ -307,8 +313,13 @@ def _set_up_sqlite(connection: sqlite3.Connection, _: object) -> None:
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    is_writer = connection.get_execution_options().get("accord_writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writer else "BEGIN")
+    options = connection.get_execution_options()
+    if not options.get("accord_writes", False):
+        connection.exec_driver_sql("BEGIN")
+        return
+    # both logs are written in order: what is synced later takes with it what came before
+    connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if options['accord_syncs'] else 'NORMAL'}")
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 @contextmanager

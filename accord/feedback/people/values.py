@@ -127,6 +127,13 @@ class ProjectSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "kinds", tuple(QuestionKind(kind) for kind in self.kinds))
+            object.__setattr__(self, "selection", Selection(self.selection))
+        except ValueError as error:
+            raise ConfigError(
+                f"{error} — expected kinds of {', '.join(QuestionKind)} and a selection of {', '.join(Selection)}"
+            ) from error
         shares = {
             name: getattr(self, name) for name in ("gold_share", "repeat_share", "control_share", "qualification_pass")
         }
@@ -167,10 +174,6 @@ def settings_from_json(values: Mapping[str, Any]) -> ProjectSettings:
         raise ConfigError(f"got the setting {unknown[0]!r} of a project — expected one of {', '.join(sorted(known))}")
     given = dict(values)
     try:
-        if "kinds" in given:
-            given["kinds"] = tuple(QuestionKind(kind) for kind in given["kinds"])
-        if "selection" in given:
-            given["selection"] = Selection(given["selection"])
         if "attributes" in given:
             given["attributes"] = tuple(str(name) for name in given["attributes"])
         return ProjectSettings(**given)

@@ -94,7 +94,10 @@ class Sandbox(Protocol):
     """Runs programs within limits."""
 
     def start(self, program: Program, limits: Limits) -> RunningProgram:
-        """Start a program. Raises FeedbackError when the sandbox itself cannot be set up."""
+        """Start a program; the thread that starts it must outlive it.
+
+        Raises FeedbackError when the sandbox itself cannot be set up.
+        """
         ...
 
     def run(self, program: Program, limits: Limits) -> ProgramOutcome:

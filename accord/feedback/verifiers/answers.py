@@ -11,7 +11,7 @@ from annotated_types import Interval
 
 from accord.feedback.findings import Finding
 from accord.feedback.verifiers.spec import Column, VerifierSpec
-from accord.feedback.verifiers.texts import NO_TEXT, Answer, final_text, last_boxed, response_text
+from accord.feedback.verifiers.texts import NO_TEXT, Answer, final_text, last_boxed, last_tagged, response_text
 
 _MAX_DIGITS = 100  # longer runs are no answer to anything, and cost time as exact numbers
 _DIGITS = r"(?:[0-9]+(?:,[0-9]+)*(?:\.[0-9]+)?|(?<![0-9])\.[0-9]+)(?:[eE][+-]?[0-9]{1,3}(?![0-9A-Za-z]))?"
@@ -20,7 +20,6 @@ _NUMBER = re.compile(
     rf"(?:/(?P<divisor>{_DIGITS}))?"
 )
 _MARKED = re.compile(r"^[ \t]*####[ \t]*(?P<rest>.*)$", re.MULTILINE)
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 
 
 def gsm8k(response: Answer, answer: str | int | float) -> Finding:
@@ -117,11 +116,11 @@ def string_match(
     if text is None:
         return NO_TEXT
     text = final_text(text)
-    tagged = _TAGGED.findall(text)
+    tagged = last_tagged(text)
     if where == "whole":
         given = text
-    elif tagged:
-        given = tagged[-1]
+    elif tagged is not None:
+        given = tagged
     elif where == "tags":
         return Finding(score=0.0, reason="the response has no <answer>…</answer>")
     else:
@@ -166,8 +165,7 @@ def _chosen_letter(text: str, letters: str) -> str | None:
         stripped = (piece or "").strip().removeprefix("\\text{").strip(" (){}.*$").upper()
         return stripped if len(stripped) == 1 and stripped in letters else None
 
-    tagged = _TAGGED.findall(text)
-    marked = alone(tagged[-1] if tagged else last_boxed(text)) or alone(text)
+    marked = alone(last_tagged(text)) or alone(last_boxed(text)) or alone(text)
     if marked:
         return marked
     said = re.findall(rf"(?i:answer)[*_ ]*(?:(?i:is)|:|=)[*_: ]*\$?\(?([{letters}])(?!\w)", text)

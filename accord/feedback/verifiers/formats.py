@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -12,7 +11,15 @@ from annotated_types import Ge, Gt, Le, MinLen
 
 from accord.feedback.findings import Finding
 from accord.feedback.verifiers.spec import VerifierSpec, require
-from accord.feedback.verifiers.texts import NO_TEXT, Answer, boxed_contents, final_text, response_text, words_of
+from accord.feedback.verifiers.texts import (
+    NO_TEXT,
+    Answer,
+    boxed_contents,
+    final_text,
+    response_text,
+    unfenced,
+    words_of,
+)
 from accord.records import Response
 
 _LANGUAGE_CHARACTERS = 10_000  # enough to tell a language, and a bound on the time
@@ -101,9 +108,8 @@ def json_schema(response: Answer, *, expected_schema: dict[str, Any]) -> Finding
     if text is None:
         return NO_TEXT
     checker = _schema_checker(json.dumps(expected_schema, sort_keys=True))
-    fenced = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", final_text(text).strip(), re.DOTALL | re.IGNORECASE)
     try:
-        value = json.loads(fenced.group(1) if fenced else final_text(text), parse_constant=_refuse)
+        value = json.loads(unfenced(final_text(text)), parse_constant=_refuse)
         problem = next(iter(checker.iter_errors(value)), None)
     except RecursionError:
         return Finding(score=None, reason="the JSON nests too deeply to be checked")

@@ -13,7 +13,15 @@ from accord.errors import DataError
 from accord.feedback.findings import Finding
 from accord.feedback.verifiers.formats import detected_language
 from accord.feedback.verifiers.spec import Column, VerifierSpec, checked_values, keyword_parameters
-from accord.feedback.verifiers.texts import NO_TEXT, Answer, count_sentences, final_text, response_text, words_of
+from accord.feedback.verifiers.texts import (
+    NO_TEXT,
+    Answer,
+    count_sentences,
+    final_text,
+    response_text,
+    unfenced,
+    words_of,
+)
 
 Relation = Literal["at least", "less than"]
 Count = Annotated[int, Ge(0)]
@@ -186,16 +194,15 @@ def _section_count(text: str, *, section_spliter: Phrase, num_sections: Count) -
 
 
 def _json(text: str) -> bool:
-    fenced = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text.strip(), re.DOTALL | re.IGNORECASE)
     try:
-        json.loads(fenced.group(1) if fenced else text)
+        json.loads(unfenced(text))
     except (ValueError, RecursionError):
         return False
     return True
 
 
 def _title(text: str) -> bool:
-    return re.search(r"<<[<\s]*[^<>\s][^\n]*>>", text) is not None
+    return any(line.partition("<<")[2].rpartition(">>")[0].strip("<> \t") for line in text.splitlines())
 
 
 def _two_responses(text: str) -> bool:

@@ -48,9 +48,8 @@ def math(
     text = response_text(response)
     if text is None:
         return NO_TEXT
-    right = plain_latex(str(answer))
-    if not right or len(right) > _MAX_CHARACTERS:
-        return Finding(score=None, reason=f"the right answer has {len(right)} characters (at most {_MAX_CHARACTERS})")
+    if len(str(answer)) > _MAX_CHARACTERS or not (right := plain_latex(str(answer))):
+        return Finding(score=None, reason=f"the right answer has 0 or more than {_MAX_CHARACTERS} characters")
     candidates = possible_answers(text) if extraction == "loose" else _candidates(final_text(text))[:1]
     if not candidates:
         return Finding(score=0.0, reason="the response has no final answer")
@@ -65,6 +64,8 @@ def equivalent(one: str, other: str, *, timeout_seconds: float = 5.0) -> bool | 
 
     `one` is taken as the right answer: where a statement such as `x = 3` meets a bare `3`, order may matter.
     """
+    if len(one) > _MAX_CHARACTERS:
+        return None
     score = _judge(plain_latex(one), other, timeout_seconds).score
     return None if score is None else score == 1
 
@@ -77,7 +78,8 @@ def final_answer(text: str) -> str | None:
 def possible_answers(text: str) -> list[str]:
     """Return what `math` tries with `extraction="loose"`: what may be the answer, and the last formula."""
     text = final_text(text)
-    spans = [next(part for part in found if part) for found in _SPAN.findall(text)][-1:]
+    tail = text[-2 * _MAX_CHARACTERS :]  # an opening delimiter without its end costs a pass over the rest
+    spans = [next(part for part in found if part) for found in _SPAN.findall(tail)][-1:]
     return [*_candidates(text), *(span.strip() for span in spans)]
 
 
@@ -114,14 +116,16 @@ def plain_latex(text: str) -> str:
 
 
 def _judge(right: str, candidate: str, seconds: float) -> Finding:
+    if len(candidate) > _MAX_CHARACTERS:
+        return Finding(
+            score=0.0, reason=f"the final answer has {len(candidate)} characters (at most {_MAX_CHARACTERS})"
+        )
     given = plain_latex(candidate)
     shown = f"got {given:.80}, the right answer is {right:.80}"
     if "".join(given.split()) == "".join(right.split()):
         return Finding(score=1.0, reason=shown)
     if not given:
         return Finding(score=0.0, reason="the final answer is empty")
-    if len(given) > _MAX_CHARACTERS:
-        return Finding(score=0.0, reason=f"the final answer has {len(given)} characters (at most {_MAX_CHARACTERS})")
     if boxed_contents(f"\\boxed{{{given}}}") != [given]:
         return Finding(score=0.0, reason=f"{shown}; the braces of the first do not close")
     if all(re.fullmatch(r"-?[0-9]{1,100}", number) for number in (given, right)):

@@ -79,6 +79,27 @@ def _closing_braces(text: str) -> dict[int, int]:
     return closing
 
 
+def last_tagged(text: str, tag: str = "answer") -> str | None:
+    """Return what stands between the last `</answer>` and the `<answer>` before it; None without such a pair."""
+    found = re.finditer(rf"<(/?){re.escape(tag)}>", text, re.IGNORECASE)
+    start, content = None, None
+    for mark in found:
+        if not mark.group(1):
+            start = mark.end()
+        elif start is not None:
+            content, start = text[start : mark.start()], None
+    return content
+
+
+def unfenced(text: str) -> str:
+    """Return a text without white space around it and without one fence of three backticks, with or without `json`."""
+    text = text.strip()
+    if len(text) < 6 or not (text.startswith("```") and text.endswith("```")):
+        return text
+    inside = text[3:-3]
+    return (inside[4:] if inside[:4].lower() == "json" else inside).strip()
+
+
 def words_of(text: str) -> list[str]:
     """Return the words: runs of letters, digits and underscores, so that "don't" is two (as IFEval counts them)."""
     return _WORD.findall(text)

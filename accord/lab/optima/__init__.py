@@ -19,6 +19,8 @@ from accord.lab.optima import (
     pairwise,
     pairwise_links,
     pointwise,
+    policy_gradient,
+    policy_gradient_online,
     reference_free,
     references,
     reward_model,
@@ -41,10 +43,16 @@ CLAIMS: dict[str, Callable[[], Iterator[Claim]]] = {
     **reward_model.CLAIMS,
     **robust.CLAIMS,
     **token_level.CLAIMS,
+    **policy_gradient.CLAIMS,
+    **policy_gradient_online.CLAIMS,
     **logic.CLAIMS,
 }
 
-OUTER: dict[str, Callable[[], Iterator[Claim]]] = {**combined.CLAIMS, **references.CLAIMS}
+OUTER: dict[str, Callable[[], Iterator[Claim]]] = {
+    **combined.CLAIMS,
+    **references.CLAIMS,
+    **policy_gradient_online.OUTER,
+}
 """Claims of what is no row: subject → generator."""
 
 

@@ -144,7 +144,7 @@ ROWS: dict[str, AdvantageSpec] = {
     "reinforce_pp": AdvantageSpec(
         fn=reinforce_pp,
         unit="batch",
-        steps=True,
+        steps="optional",
         reference_when="kl_coef",
         invariant_to=frozenset({"shift", "scale"}),
         refused={"kl_estimator=k3": K3_IN_REWARD},
@@ -154,7 +154,7 @@ ROWS: dict[str, AdvantageSpec] = {
         fn=gae,
         unit="batch",
         critic=True,
-        steps=True,
+        steps="optional",
         reference_when="kl_coef",
         refused={"kl_estimator=k3": K3_IN_REWARD},
         paper="Schulman et al. 2016, arXiv:1506.02438",
@@ -162,7 +162,7 @@ ROWS: dict[str, AdvantageSpec] = {
     "grpo_process": AdvantageSpec(
         fn=grpo_process,
         unit="group",
-        steps=True,
+        steps="required",
         invariant_to=frozenset({"shift", "scale"}),
         paper="Shao et al. 2024, arXiv:2402.03300",
     ),

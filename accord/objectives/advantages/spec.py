@@ -34,7 +34,7 @@ class AdvantageSpec:
     fn: Callable[..., Advantages]
     unit: Literal["group", "batch"]  # what must be seen at once: a prompt's responses, or the whole rollout
     critic: bool = False  # reads value_PKT
-    steps: bool = False  # reads step_reward_PKT where it is given
+    steps: Literal["none", "optional", "required"] = "none"  # whether it reads step_reward_PKT
     reference_when: str = ""  # the setting that must not be 0 for reference_logps_PKT to be read; "" = never read
     invariant_to: frozenset[Invariance] = frozenset()  # at the defaults; up to the ε of a division
     state: RolloutState | None = None

@@ -50,6 +50,7 @@ def raft(
     Source: Dong et al. 2023, arXiv:2304.06767.
 
     >>> import torch
+    >>> from accord.groups import ScoredGroups
     >>> groups = ScoredGroups(policy_logps_PK=torch.tensor([[-2.0, -3.0]]), num_tokens_PK=torch.tensor([[4, 6]]),
     ...                       is_valid_PK=torch.ones(1, 2, dtype=torch.bool), reward_PK=torch.tensor([[0.1, 0.9]]),
     ...                       is_rated_PK=torch.ones(1, 2, dtype=torch.bool))
@@ -81,7 +82,7 @@ def xpo(
     reference's response. "squared": (u(y_w) − u(y_l) − 1/(2β))² instead of the logistic loss.
     Gradient: DPO's, plus α ∇ℓ(ỹ): minimised, it takes probability from what the reference would say, so that the policy
     explores beyond it.
-    Optimum: α = 0 is DPO on such pairs. Otherwise none in closed form.
+    Optimum: for α = 0 that of DPO on such pairs; otherwise none in closed form.
     Use: online preferences where the reference seldom writes the best response.
     Limits: `is_own_PK` must say whose response is whose (samples with `rollout.from_reference`); α is per response, so
     it weighs more on long ones; α beyond 1e-3 or so unlearns the language.
@@ -115,16 +116,17 @@ def nash_md(groups: ScoredGroups, *, tau: Annotated[float, Gt(0)] = 0.1) -> Obje
     Formula: −sg[P̄(y) − 1/2 − τ u(y)] ℓ(y), averaged over own responses y; P̄ the mean of the fractions of judges who
     prefer y to each of the opponent's responses it was compared with.
     Gradient: −(P̄(y) − 1/2 − τ u(y)) ∇ℓ(y): on-policy, that of P(π ≻ opponent) − τ KL(π ‖ π_ref).
-    Optimum: π(y) ∝ π_ref(y) exp(P(y ≻ opponent)/τ); when the opponent is the policy itself, the regularised Nash
+    Optimum: the policy π_ref(y) exp(P(y ≻ opponent)/τ)/Z; when the opponent is the policy itself, the regularised Nash
     equilibrium, also where preferences go round in circles and no reward explains them.
     Use: preferences that are not transitive, judged in pairs.
-    Limits: the opponent's responses must come from the mixture of policy and reference (token-wise geometric, or
-    approximately the reference's own) and be marked in `is_own_PK`; τ is in units of probability: 0.1 is
-    strong where judges agree little. The variance is REINFORCE's. A group without a comparison of the two sides is not
-    counted.
+    Limits: who the opponent is decides what is learnt: the paper's is a mixture of policy and reference; samples of the
+    reference (`rollout.from_reference`) give the best answer to the reference, no equilibrium. Opponents are those not
+    marked in `is_own_PK`. τ is in units of probability: 0.1 is strong where judges agree little. The variance is
+    REINFORCE's. A group without a comparison of the two sides is not counted.
     Source: Munos et al. 2023, arXiv:2312.00886.
 
     >>> import torch
+    >>> from accord.groups import ScoredGroups
     >>> groups = ScoredGroups(
     ...     policy_logps_PK=torch.tensor([[-2.0, -3.0]]), reference_logps_PK=torch.tensor([[-3.0, -3.0]]),
     ...     num_tokens_PK=torch.tensor([[1, 1]]), is_valid_PK=torch.ones(1, 2, dtype=torch.bool),

@@ -216,7 +216,8 @@ def kl_in_loss(groups: ScoredGroups, shared: Shared) -> Float[Tensor, "P K T"]:
 
     u = ℓ_t − ℓ_t^ref: k2 = u²/2, gradient u ∇ℓ: of KL(π‖π_ref), on-policy. k3 = e^−u − 1 + u, gradient (1 − e^−u) ∇ℓ:
     of KL(π_ref‖π), the other one. Off-policy they are weighed by sg[ρ_t] ("held_ratio"), or by ρ_t with its gradient
-    ("ratio": the gradient of ρ k3 is again that of KL(π‖π_ref)), or not at all.
+    ("ratio": the gradient of ρ k3 is again that of KL(π‖π_ref)), or not at all. Each is the KL of the next token after
+    the prefixes drawn: what a token does to later KL only k1 in the reward knows.
     """
     log_ratio_PKT = token_log_ratios(groups)
     if shared.kl_estimator == "k2":

@@ -51,7 +51,7 @@ def gspo(
     Source: Zheng et al. 2025, arXiv:2507.18071.
 
     >>> import torch
-    >>> from accord.groups import ScoredTokens
+    >>> from accord.groups import ScoredGroups, ScoredTokens
     >>> of_tokens = torch.tensor([[[-1.0, -1.0]]])
     >>> tokens = ScoredTokens(policy_logps_PKT=of_tokens, is_trained_PKT=torch.ones(1, 1, 2, dtype=torch.bool),
     ...                       old_logps_PKT=torch.tensor([[[-0.9, -1.0]]]), advantage_PKT=torch.ones(1, 1, 2))
@@ -85,7 +85,7 @@ def luspo(
     Source: reconstruction from TRL's `loss_type="luspo"`; the ratio is GSPO's, arXiv:2507.18071.
 
     >>> import torch
-    >>> from accord.groups import ScoredTokens
+    >>> from accord.groups import ScoredGroups, ScoredTokens
     >>> of_tokens = torch.tensor([[[-1.0, -1.0]]])
     >>> tokens = ScoredTokens(policy_logps_PKT=of_tokens, is_trained_PKT=torch.ones(1, 1, 2, dtype=torch.bool),
     ...                       old_logps_PKT=torch.tensor([[[-0.9, -1.0]]]), advantage_PKT=torch.ones(1, 1, 2))
@@ -111,11 +111,11 @@ def rloo_clip(
     Gradient: −w A Σ_t ∇ℓ_t while not clipped: of the expected reward, also off-policy, but for the clip.
     Optimum: while nothing is clipped that of `reinforce`, whose gradient it has on-policy.
     Use: `rloo` advantages and more than one step per rollout, short responses.
-    Limits: w is e to a sum over tokens: on long responses it is 0 or huge after one step; then take `gspo`.
+    Limits: the ratio is e to a sum over tokens: on long responses it is 0 or huge after one step; then take `gspo`.
     Source: Ahmadian et al. 2024, arXiv:2402.14740, with the clip of TRL's RLOO trainer.
 
     >>> import torch
-    >>> from accord.groups import ScoredTokens
+    >>> from accord.groups import ScoredGroups, ScoredTokens
     >>> of_tokens = torch.tensor([[[-1.0, -1.0]]])
     >>> tokens = ScoredTokens(policy_logps_PKT=of_tokens, is_trained_PKT=torch.ones(1, 1, 2, dtype=torch.bool),
     ...                       old_logps_PKT=torch.tensor([[[-0.9, -1.0]]]), advantage_PKT=torch.ones(1, 1, 2))

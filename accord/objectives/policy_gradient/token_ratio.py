@@ -43,15 +43,16 @@ def reinforce(groups: ScoredGroups, **shared: Any) -> ObjectiveResult:
 
     Formula: −sg[A_t] ℓ_t per token, summed over a response, mean over responses (`aggregation`).
     Gradient: −A_t ∇ℓ_t: on-policy, that of the expected reward, whatever baseline is inside A. A = 0 moves nothing.
-    Optimum: with k1 in the reward (`advantage.kl_coef` β) or k2 in the loss (`kl_coef` β), π ∝ π_ref e^(R/β); with k3
-    in the loss β π_ref/(λ − R), another policy.
+    Optimum: with k1 in the reward (`advantage.kl_coef` β), π ∝ π_ref e^(R/β); with k2 in the loss (`kl_coef` β) the
+    same for responses of one token, while over several it does not see what a token does to the KL of later ones; with
+    k3 in the loss β π_ref/(λ − R), another policy.
     Use: one optimiser step per rollout, with `rloo` advantages: nothing to clip, nothing biased.
     Limits: off-policy (several steps or passes per rollout) the gradient is wrong and nothing says so: take `ppo_clip`.
     A mean over tokens instead of the sum makes short responses count for more.
     Source: Williams 1992, doi:10.1007/BF00992696; for language models Ahmadian et al. 2024, arXiv:2402.14740.
 
     >>> import torch
-    >>> from accord.groups import ScoredTokens
+    >>> from accord.groups import ScoredGroups, ScoredTokens
     >>> of_tokens = torch.tensor([[[-1.0, -0.5], [-2.0, 0.0]]])
     >>> is_trained = torch.tensor([[[True, True], [True, False]]])
     >>> tokens = ScoredTokens(policy_logps_PKT=of_tokens, is_trained_PKT=is_trained, old_logps_PKT=of_tokens,
@@ -87,13 +88,13 @@ def ppo_clip(
     Optimum: while nothing is clipped, on-policy, that of `reinforce` with the same aggregation.
     Use: several optimiser steps or passes per rollout. PPO: `gae` advantages, `value_coef` 0.1. GRPO: `grpo`
     advantages, `aggregation=seq_mean_token_mean`. DAPO: `clip_high` 0.28. Dr. GRPO: `dr_grpo`, `aggregation=constant`.
-    Limits: seq_mean_token_mean punishes long wrong responses less per token; token_mean lets long responses decide;
-    the critic's loss is added up as the policy's is. Ratios beyond e^30 go along their tangent.
+    Limits: the mean per response punishes long wrong ones less per token, the mean over all tokens lets long responses
+    decide; the critic's loss is added up as the policy's is. Ratios beyond e^30 go along their tangent.
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7; GRPO arXiv:2402.03300; DAPO arXiv:2503.14476; dual clip Ye et
     al. 2020, arXiv:1912.09729.
 
     >>> import torch
-    >>> from accord.groups import ScoredTokens
+    >>> from accord.groups import ScoredGroups, ScoredTokens
     >>> of_tokens = torch.tensor([[[1.5, 1.5]]]).log()
     >>> tokens = ScoredTokens(policy_logps_PKT=of_tokens, is_trained_PKT=torch.ones(1, 1, 2, dtype=torch.bool),
     ...                       old_logps_PKT=torch.zeros(1, 1, 2), advantage_PKT=torch.tensor([[[1.0, -1.0]]]))
@@ -132,7 +133,7 @@ def cispo(
     Source: MiniMax 2025 (MiniMax-M1), arXiv:2506.13585.
 
     >>> import torch
-    >>> from accord.groups import ScoredTokens
+    >>> from accord.groups import ScoredGroups, ScoredTokens
     >>> of_tokens = torch.tensor([[[-1.0]]])
     >>> tokens = ScoredTokens(policy_logps_PKT=of_tokens, is_trained_PKT=torch.ones(1, 1, 1, dtype=torch.bool),
     ...                       old_logps_PKT=torch.full((1, 1, 1), -2.0), advantage_PKT=torch.ones(1, 1, 1))

@@ -100,7 +100,7 @@ def _directly(probs_BV: Tensor, u_B1: Tensor) -> Tensor:
 
 def _by_blocks(probs_BV: Tensor, u_B1: Tensor) -> Tensor:
     """Find the block that holds the number, then the token within it: float64 sums of a few hundred terms a row."""
-    num_rows, vocabulary = probs_BV.shape
+    vocabulary = probs_BV.shape[-1]
     whole = vocabulary // _BLOCK
     sums = probs_BV[:, : whole * _BLOCK].unflatten(-1, (whole, _BLOCK)).sum(-1)
     if whole * _BLOCK < vocabulary:

@@ -61,7 +61,7 @@ def sample_responses(
         return []
     ends = stop_ids(policy, chat_template) | frozenset(more_stop_ids)
     with _ready(policy, prompts):
-        return _Batch(policy, prompts, streams or range(len(prompts)), settings, ends).run()
+        return _Batch(policy, prompts, range(len(prompts)) if streams is None else streams, settings, ends).run()
 
 
 def answer_prompts(
@@ -165,6 +165,9 @@ class _Batch:
                 seen = None if self.seen_BV is None else self.seen_BV[: self.size]
                 holes = np.flatnonzero(self._draw(logits_BV, state, self.uniform[: self.size], seen))
                 self._release(state[PROMPT, holes])
+            if len(holes) == self.size:
+                self.decoder.move(holes[:0], holes[:0], 0, 0)
+                self.size, holes = 0, holes[:0]
             entering = self._entering(holes) if self.waiting else []
             if len(holes) or entering:
                 self._settle(holes, entering)
@@ -253,7 +256,9 @@ class _Batch:
             if not prompt.num_running and prompt.num_begun == self.settings.num_responses:
                 prompt.cache = prompt.logits_V = None
 
-    def _begin(self, entering: list[tuple[Prompt, int]]) -> tuple[list[Prompt], Ints, NDArray[np.float64], Tensor | None]:
+    def _begin(
+        self, entering: list[tuple[Prompt, int]]
+    ) -> tuple[list[Prompt], Ints, NDArray[np.float64], Tensor | None]:
         """Prefill, draw the first tokens, and return the rows that go on."""
         k = self.settings.num_responses
         fresh = [prompt for prompt, _ in entering if prompt.logits_V is None]

@@ -28,6 +28,7 @@ from accord.policy.sampling.rows import Ints, Prompt
 SHARED_PROMPT = 96  # tokens; a shorter prompt is cheaper copied into its rows than attended to apart
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 GROWTH = 1.5
+AHEAD = 64  # tokens a new row gets room for; memory not touched before is what is dear in a short call
 _GRAIN = 32  # slots grow in such steps
 
 
@@ -107,7 +108,9 @@ class Store:
                 shape = (x.shape[0], x.shape[2], x.dtype)
                 self.where.append((shapes.index(shape), counts[shape]))
                 counts[shape] += 1
-            self.buffers = [group[0].new_zeros(len(group), 0, group[0].shape[0], 0, group[0].shape[2]) for group in groups]
+            self.buffers = [
+                group[0].new_zeros(len(group), 0, group[0].shape[0], 0, group[0].shape[2]) for group in groups
+            ]
         return [torch.stack(group) for group in groups]
 
     def reserve(self, num_slots: int, length: int) -> None:
@@ -279,7 +282,10 @@ class PackedDecoder:
         """Run prompts in one packed row and return the logits (P, V) of their first tokens."""
         lengths = [len(prompt.ids) for prompt in prompts]
         starts = np.cumsum([0, *lengths])
-        trees = tuple(Tree((int(start), length), ((int(start) + length, 0),)) for start, length in zip(starts[:-1], lengths, strict=True))
+        trees = tuple(
+            Tree((int(start), length), ((int(start) + length, 0),))
+            for start, length in zip(starts[:-1], lengths, strict=True)
+        )
         ids_N = torch.tensor([token for prompt in prompts for token in prompt.ids], device=self.device)
         positions_N = torch.cat([torch.arange(length) for length in lengths]).to(ids_N.device)
         prefill = Prefill(TreeLayout(trees, positions_N))
@@ -294,7 +300,8 @@ class PackedDecoder:
         self._runs = None
         top = int(slots_B.max()) + 1
         own = max(0 if prompt.is_shared else len(prompt.ids) for prompt in prompts)
-        self.store.reserve(max(top, self.store.num_slots), own + 1)
+        soon = min(max(prompt.room for prompt in prompts), AHEAD)
+        self.store.reserve(max(top, self.store.num_slots), own + soon)
         self._prompts.extend([None] * (top - len(self._prompts)))
         by_prompt: dict[int, list[int]] = {}
         for prompt, slot in zip(prompts, slots_B.tolist(), strict=True):
@@ -330,7 +337,9 @@ class PackedDecoder:
             if self._fused is not None:
                 again = Step(self.store, positions, index, num_keys, self._runs)
                 is_same = self._fused.check(partial(self._fused, ids, positions, again), logits_BV, step.options)
-                self._fused = self._fused if is_same else None
+                if not is_same:  # it has written what it computed into the slots
+                    self._fused = None
+                    self._logits(ids, Step(self.store, positions, index, num_keys, self._runs))
             return logits_BV
         return self._fused(ids, positions, step)
 

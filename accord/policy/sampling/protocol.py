@@ -19,7 +19,7 @@ class SamplingSettings:
     """How to draw: K responses to a prompt, from which distribution, how long, from which seed, how many at a time.
 
     The distribution, in this order, each step renormalised: `repetition_penalty` (logits of tokens that occurred are
-    divided by it where positive and multiplied where not; CTRL, arXiv 1909.05858), no end before `min_tokens`,
+    divided by it where positive and multiplied where not; CTRL, arXiv 1909.05858), no end before `min_tokens` others,
     `temperature` (0 = greedy), `top_k`, `top_p` (the token that crosses the mass stays; arXiv 1904.09751), `min_p`
     (tokens of at least that share of the likeliest one's probability; arXiv 2407.01082).
     Raises PolicyError for a number out of its range.
@@ -63,6 +63,17 @@ class SamplingSettings:
     def is_greedy(self) -> bool:
         """Whether every token is the likeliest one."""
         return self.temperature == 0
+
+    @property
+    def is_uncut(self) -> bool:
+        """Whether responses come from the model's whole distribution at a temperature, nothing cut or penalised.
+
+        Only then are their log-probabilities those of a scorer at the same temperature.
+        """
+        return not (
+            self.is_greedy or self.top_k or self.top_p < 1 or self.min_p or self.min_tokens
+            or self.repetition_penalty != 1
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -126,7 +126,9 @@ class Drawn:
         stop = self.settings.stop
         reach = max(len(text.encode()) for text in stop) + 4
         found_B = np.zeros(len(rows_B), dtype=bool)
-        for place, (row, token, count) in enumerate(zip(rows_B.tolist(), ids_B.tolist(), count_B.tolist(), strict=True)):
+        for place, (row, token, count) in enumerate(
+            zip(rows_B.tolist(), ids_B.tolist(), count_B.tolist(), strict=True)
+        ):
             tail = self._tails.setdefault(row, [])
             tail.append(token)
             del tail[:-reach]
@@ -148,9 +150,7 @@ class Drawn:
         # the mark of the end is no part of the text, also where the tokenizer does not call it special
         shown = [row[:-1] if stopped else row for row, stopped in zip(ids, has_stopped, strict=True)]
         texts = self.policy.tokenizer.batch_decode(shown, skip_special_tokens=True)
-        return [
-            self._response(*parts) for parts in zip(ids, logps, texts, has_stopped, strict=True)
-        ]
+        return [self._response(*parts) for parts in zip(ids, logps, texts, has_stopped, strict=True)]
 
     def _response(self, ids: list[int], logps: list[float], text: str, has_stopped: bool) -> Response:
         cuts = [at for wanted in self.settings.stop if (at := text.find(wanted)) >= 0]

@@ -48,6 +48,7 @@ function adopt() {
   if (place.querySelector('[data-idle]')) lookAgain = setTimeout(showNext, 10_000);
   markRow();
   startClock();
+  place.dataset.ready = "yes"; // keys are heard from here on
 }
 
 async function showNext() {

@@ -41,7 +41,10 @@ def test_the_longest_common_subsequence_is_in_both_and_none_is_longer(first: lis
 def test_equal_orders_agree_in_all_and_reversed_ones_in_one():
     assert longest_common_subsequence((2, 0, 1), (2, 0, 1)) == (2, 0, 1)
     assert len(longest_common_subsequence((2, 0, 1, 3), (3, 1, 0, 2))) == 1
-    assert longest_common_subsequence((0, 1, 2, 3), (1, 0, 3, 2)) == (0, 3)  # of four, what the second has first
+    assert longest_common_subsequence((0, 1, 2, 3), (1, 0, 3, 2)) == (
+        0,
+        2,
+    )  # of four, the one that is first in the first
     assert longest_common_subsequence((), (1,)) == ()
 
 

@@ -89,6 +89,8 @@ def test_a_conversation_that_does_not_fit_is_unknown_and_the_others_are_judged(
             assert (len(too_long.judgements), len(fine.judgements)) == (0, 1)
             found = PointwiseJudge(chat=which, num_attempts=2)([long, GROUPS[1]])
             assert "1024 positions" in found[0][0].reason
+        (alone,) = PolicyChat(policy=judge_policy).answer([(Message(role="user", content="w5 " * 2000),)])
+        assert alone.text is None
         with pytest.raises(FeedbackError, match="400"):  # all are refused: it is not one conversation's fault
             PairwiseJudge(chat=chat).judge([long])
 

@@ -35,13 +35,29 @@ def engine_of(database: str) -> sa.Engine:
     return sa.create_engine(url.set(drivername="postgresql+psycopg") if "://" in database else url)
 
 
-def test_sqlite_is_in_wal_mode_and_waits_for_the_disk(tmp_path: Path):
+def test_sqlite_is_in_wal_mode_and_judgements_wait_for_the_disk(tmp_path: Path):
     store = Store(tmp_path / "a.db", is_new=True)
-    with store.reading() as connection:
-        pragmas = {name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in
-                   ("journal_mode", "synchronous", "foreign_keys")}  # fmt: skip
+    with store.writing(is_durable=False):
+        pass  # a lease before it leaves nothing behind on the connection
+    with store.writing() as connection:
+        pragmas = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        }
     store.close()
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}  # 2 = FULL
+
+
+def test_postgresql_waits_for_the_disk_but_for_leases(database: str):
+    if "://" not in database:
+        pytest.skip("SQLite has a test of its own")
+    store = Store(database, is_new=True)
+    found = []
+    for is_durable in (True, False, True):
+        with store.writing(is_durable=is_durable) as connection:
+            found.append(connection.exec_driver_sql("SHOW synchronous_commit").scalar_one())
+    store.close()
+    assert found == ["on", "off", "on"]
 
 
 @pytest.mark.parametrize("attempt", ["UPDATE events SET payload = '{}'", "DELETE FROM events"])
@@ -203,13 +219,9 @@ def test_a_password_is_not_repeated_in_errors():
 
 def test_a_backup_is_whole_while_others_write(database: str, tmp_path: Path):
     with judged(database, count=5) as project:
-        held = project._store.writing(project.id)
-        with held as connection:  # a write that is not finished is in no backup
+        with project._store.writing(project.id) as connection:  # a write that is not finished is in no backup
             connection.execute(ITEMS.update().values(is_aside=True))
-            if "://" in database:
-                project.backup(tmp_path / "copy.db")
-            else:
-                project.backup(tmp_path / "copy.db")
+            project.backup(tmp_path / "copy.db")
             connection.execute(ITEMS.update().values(is_aside=False))
         expected = project.events()
         with pytest.raises(FeedbackError, match="exists"):
@@ -233,7 +245,13 @@ def test_projects_are_listed(database: str):
 def test_a_failed_call_leaves_nothing_behind(database: str):
     with judged(database) as project:
         before = project.events(), project.progress()
-        with pytest.raises(RuntimeError, match="on purpose"), project._writing() as desk:
-            desk.connection.execute(ITEMS.update().values(is_finished=True))
-            raise RuntimeError("on purpose")
+        with pytest.raises(RuntimeError, match="on purpose"):
+            finish_all_and_fail(project)
         assert (project.events(), project.progress()) == before
+
+
+def finish_all_and_fail(project: Project) -> None:
+    """A call that breaks down after it has written."""
+    with project._writing() as desk:
+        desk.connection.execute(ITEMS.update().values(is_finished=True))
+        raise RuntimeError("on purpose")

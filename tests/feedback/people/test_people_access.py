@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from questions import Clock, group
 
@@ -156,3 +158,18 @@ def test_pseudonyms_tell_everybody_apart(project: Project):
         project.add_annotator("x" * 201)
     with pytest.raises(FeedbackError, match="not text"):
         project.add_annotator("a\x00b")
+
+
+def test_of_many_who_redeem_at_once_one_is_let_in(project: Project):
+    token = project.create_invitation()
+
+    def redeem(number: int) -> bool:
+        try:
+            project.redeem_invitation(token, f"person {number}")
+        except FeedbackError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        assert sum(pool.map(redeem, range(8))) == 1
+    assert [annotator.state for annotator in project.annotators()] == [AnnotatorState.ACTIVE]

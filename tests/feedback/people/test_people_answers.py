@@ -86,7 +86,7 @@ def test_an_answer_becomes_judgements(
     ],
 )
 def test_what_is_no_answer_is_refused(kind: str, payload: dict[str, Any]):
-    with pytest.raises(FeedbackError, match="expected|remove"):
+    with pytest.raises(FeedbackError, match=r"expected|remove"):
         read_answer(QuestionKind(kind), payload, SETTINGS, num_responses=3 if kind == "ranking" else 2)
 
 

@@ -64,7 +64,7 @@ def test_every_kind_of_judgement_comes_back_from_the_file(database: str, tmp_pat
     ranking = next(j for j in one.judgements if isinstance(j, Ranking))
     assert ranking.order == ((ranked.shown_order[2],), (ranked.shown_order[0], ranked.shown_order[1]))
     assert {j.judge for j in one.judgements} == {"annotator-1"}
-    assert "Ann" not in (tmp_path / "out.jsonl").read_text() if suffix == ".jsonl" else True
+    assert "Ann" not in str(exported)
 
 
 def test_a_pair_is_in_terms_of_the_group(database: str):
@@ -91,12 +91,11 @@ def test_only_finished_work_is_exported_unless_asked_for(database: str):
         project.add_items([known(60, better=1)], role=ItemRole.QUALIFICATION)
         ann, bob = project.add_annotator("Ann"), project.add_annotator("Bob")
         for person in (ann, bob):
-            project.resume_annotator(person.id) if person.state == "paused" else None
             found = project.next_assignment(person.id)
             assert isinstance(found, Assignment)
             level = 1 if found.shown_order[1] == 1 else -1  # response 1 is better
             project.submit(person.id, found.id, {"level": level}, "qualify")
-        counts = {person.id: _kinds(answer_all(project, person)) for person in (ann,)}
+        counts = {ann.id: _kinds(answer_all(project, ann))}
         assert project.export() == []  # nothing was judged twice yet
         unfinished = project.export(settings=ExportSettings(include_unfinished=True))
         assert _count(unfinished) == counts[ann.id]["work"] == 12

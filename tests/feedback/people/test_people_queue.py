@@ -400,8 +400,25 @@ def test_projects_of_one_database_do_not_meet(database: str):
         {"rating_min": 5.0, "rating_max": 1.0},
         {"kinds": ()},
         {"kinds": (QuestionKind.RATING,), "attributes": ()},
+        {"kinds": ("pairwise9",)},
+        {"selection": "surely"},
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any]):
     with pytest.raises(ConfigError, match="expected"):
         ProjectSettings(**settings)
+
+
+def test_settings_survive_the_database(database: str):
+    settings = ProjectSettings(kinds=("rating", "thumbs"), selection="uncertain", attributes=("kind",), seed=3)  # type: ignore[arg-type]  # as words
+    create_project(database, "study", settings).close()
+    with open_project(database) as project:
+        assert project.settings == settings
+        assert project.settings.selection is Selection.UNCERTAIN
+
+
+def test_a_long_file_added_again_adds_nothing(tmp_path: Path):
+    with make(str(tmp_path / "a.db")) as project:
+        assert project.add_items([group(number) for number in range(450)]) == 450
+        assert project.add_items([group(number) for number in range(460)]) == 10
+        assert project.progress().num_items == 460

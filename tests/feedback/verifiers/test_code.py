@@ -179,12 +179,12 @@ CHEATS = {
     "prints the result": "print('passed 4 of 4')\nprint('{\"passed\": 4}')\ndef add(a, b): print(a + b)",
     "forges a report": "import os, json\n"
     "report = {'passed': 4, 'failed': 0, 'asserts': 4, 'stopped': '', 'broken': ''}\n"
-    "for fd in range(1, 30):\n    try: os.write(fd, json.dumps(report).encode() + b'\\n')\n    except OSError: pass\n"
+    "for fd in range(1, 99):\n    try: os.write(fd, json.dumps(report).encode() + b'\\n')\n    except OSError: pass\n"
     "os._exit(0)",
     "stops the tests": "def add(a, b): raise KeyboardInterrupt",
     "raises what asserts raise": "def add(a, b): raise AssertionError",
     "ends the tests quietly": "def add(a, b): raise StopIteration",
-    "claims the tests are broken": "import os, socket\nfor fd in range(3, 30):\n    try: os.write(fd, b'{\"raised\": "
+    "claims the tests are broken": "import os, socket\nfor fd in range(3, 99):\n    try: os.write(fd, b'{\"raised\": "
     "\"CannotSendError\", \"text\": \"\"}\\n' * 10)\n    except OSError: pass",
     "raises a cannot-send": "class CannotSendError(Exception): pass\ndef add(a, b): raise CannotSendError",
     "reads the tests": "import glob\ntext = ''\nfor path in glob.glob('/files/*') + glob.glob('/tmp/*') + "
@@ -196,12 +196,19 @@ CHEATS = {
     "a long answer": "def add(a, b): return 'x' * (20 * 2**20)",
     "a deep answer": "def add(a, b):\n    x = []\n    for _ in range(10**5): x = [x]\n    return x",
     "no end of an iterator": "import itertools\ndef add(a, b): return itertools.repeat(0)",
+    "sends a deep line": "import os\ndef add(a, b):\n"
+    "    text = b'{\"value\": ' + b'[' * 10**6 + b']' * 10**6 + b'}\\n'\n"
+    "    for fd in range(3, 99):\n        try: os.write(fd, text)\n        except OSError: pass\n    os._exit(0)",
+    "sends an endless line": "import os\ndef add(a, b):\n    while True:\n        for fd in range(3, 99):\n"
+    "            try: os.write(fd, b'x' * 10**6)\n            except OSError: pass",
+    "sends many lists": "import os\ndef add(a, b):\n    text = b'{\"value\": [' + b'[],' * (5 * 10**6) + b'[]]}\\n'\n"
+    "    for fd in range(3, 99):\n        try: os.write(fd, text)\n        except OSError: pass\n    os._exit(0)",
     "nothing": "",
     "null bytes": "\0",
     "returns nothing": "def add(a, b): return None",
     "kills itself": "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
     "kills all": "import os, signal\ndef add(a, b): os.kill(-1, signal.SIGKILL)",
-    "stays silent": "def add(a, b):\n    import os\n    for fd in range(30):\n        try: os.close(fd)\n"
+    "stays silent": "def add(a, b):\n    import os\n    for fd in range(99):\n        try: os.close(fd)\n"
     "        except OSError: pass",
 }  # fmt: skip
 

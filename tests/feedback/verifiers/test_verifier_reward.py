@@ -28,6 +28,12 @@ LABELS: dict[str, dict[str, Any]] = {
 }
 
 
+TITLE = {
+    "instruction_id_list": ["detectable_format:title", "detectable_format:json_format", "startend:quotation"],
+    "kwargs": [{}, {}, {}],
+}
+
+
 def group(*texts: str, **extra: Any) -> Group:
     """Return a group with these responses and columns."""
     return Group(prompt="2 + 2?", responses=tuple(Response(content=text) for text in texts), origin="f:3", extra=extra)
@@ -68,7 +74,7 @@ def test_a_response_without_text_is_unknown(name: str) -> None:
     assert [finding.score for finding in reward([silent])[0]] == [None, None]
 
 
-def test_a_missing_column_is_named_before_anything_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_column_is_named_before_anything_is_scored() -> None:
     reward = verifier_reward("gsm8k")
     with pytest.raises(DataError, match=r"f:3: got the columns target .*'answer'.*reward\.gsm8k\.answer_column"):
         reward([group("4", answer="4"), group("4", target="4", answer=None)])
@@ -86,9 +92,9 @@ def test_another_column() -> None:
 def test_wrong_names_and_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="did you mean 'gsm8k'"):
         verifier_reward("gsmk8")
-    with pytest.raises(ConfigError, match="reward.math: got timeout — expected"):
+    with pytest.raises(ConfigError, match=r"reward\.math: got timeout — expected"):
         verifier_reward("math", timeout=3)
-    with pytest.raises(ConfigError, match="reward.math: got timeout_seconds=-1"):
+    with pytest.raises(ConfigError, match=r"reward\.math: got timeout_seconds=-1"):
         verifier_reward("math", timeout_seconds=-1)
     with pytest.raises(ConfigError, match="pattern"):
         verifier_reward("regex")
@@ -128,3 +134,14 @@ def test_verifiers_load_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("piece", ["<<a", "<answer>", "\\(", "$a", "``` ", ". (", "1,", "SECTION ", "****", "\\boxed{"])
+def test_long_hostile_responses_come_back_and_never_win(piece: str) -> None:
+    """Each of these took a pattern that reads the rest of the text at every place, minutes for this length."""
+    text = piece * (300_000 // len(piece))
+    for name in sorted(LABELS):
+        found = verifier_reward(name)([group(text, **(LABELS[name] | TITLE if name == "ifeval" else LABELS[name]))])
+        assert found[0][0].score == 0.0
+    for name in ("json_schema", "think_format"):
+        assert verifier_reward(name, **NEEDED.get(name, {}))([group(text)])[0][0].score == 0.0

@@ -20,10 +20,10 @@ from accord.policy.policy import Policy
 from accord.policy.reference import Reference
 from accord.policy.reward import RewardModel
 from accord.policy.sampling import SamplingSettings, sample_responses, trained_ends
-from accord.run.answers import gathered
+from accord.run.held_out.answers import gathered
+from accord.run.held_out.pair_gradients import measure_gradients, summarise_gradients, with_gradients
+from accord.run.held_out.predictions import predict, prediction_sums, summarise_predictions, with_predictions
 from accord.run.metrics import Sums, add_up, example_rows, means, measure
-from accord.run.pair_gradients import measure_gradients, summarise_gradients, with_gradients
-from accord.run.predictions import predict, prediction_sums, summarise_predictions, with_predictions
 from accord.run.scored import Scoring
 
 log = logging.getLogger(__name__)
