@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from accord.config.objective import validate_advantage, validate_objective
 from accord.config.online.checks import check_source
-from accord.config.online.methods import expand_method
+from accord.config.online.methods import expand_method, with_constant_length
 from accord.config.sections import AlignConfig, idle_keys
 from accord.config.unknown import explain
 from accord.errors import ConfigError
@@ -23,7 +23,7 @@ def build_config(settings: Mapping[str, Any]) -> AlignConfig:
     model or data, an unknown objective or a setting that the objective does not use.
     """
     nested: dict[str, Any] = {}
-    for key, value in expand_method(settings):
+    for key, value in with_constant_length(expand_method(settings)):
         target = nested
         is_empty_section = isinstance(value, Mapping)
         *parents, leaf = key.split(".")

@@ -40,12 +40,13 @@ def sample_realigned(
     settings: SamplingSettings,
     *,
     strength: float,
+    streams: Sequence[int] | None = None,
     ends: frozenset[int] | None = None,
 ) -> list[tuple[Response, ...]]:
     """Draw K responses to each prompt of token ids from the mixture with λ = `strength`.
 
     Temperature, top-k and top-p apply to the mixture; `behaviour_logps` are those of what was drawn from. The random
-    numbers are those of the local sampler: row (seed, prompt, response) has a stream of its own.
+    numbers are those of the local sampler: row (seed, prompt, response) has a stream of its own; `streams` as there.
     Raises PolicyError for models with different vocabularies, and as `CachedRows` does.
     """
     if not math.isfinite(strength) or strength < 0:
@@ -61,7 +62,7 @@ def sample_realigned(
     with decoding(policy, reference):
         for index, prompt in enumerate(prompts):
             room = min(room_for(model, prompt, settings.max_tokens) for model in (policy, reference))
-            uniform = _random_numbers(settings, index, room)
+            uniform = _random_numbers(settings, index if streams is None else streams[index], room)
             models = [CachedRows(reference, prompt), CachedRows(policy, prompt)]
             found.append(_draw(models, policy, settings, strength, stops, uniform, room))
     return found

@@ -156,7 +156,7 @@ METHODS: dict[str, Method] = {
     ),
     "nash_md": Method(
         objective="nash_md",
-        settings={"objective.tau": 0.1, "rollout.from_reference": 1},
+        settings={"objective.tau": 0.1, "rollout.from_reference": 1, "rollout.opponent_mix": 0.5},
         num_responses=2,
         paper="Munos et al. 2023, arXiv:2312.00886",
         summary="Beat the reference's samples as judged in pairs, held near it: Nash-MD with its mixture at one end.",

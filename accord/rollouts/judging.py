@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from accord.errors import FeedbackError
+from accord.errors import AccordError, FeedbackError
 from accord.feedback.findings import Finding, Reward
 from accord.records import Group, Judgement, Outcome, Rating, Verdict
 from accord.run.metrics import Sums
 
 
+def check_prompts(groups: Sequence[Group], reward: Reward) -> None:
+    """Raise DataError where a row lacks what a reward reads beside the texts, before anything is sampled for it."""
+    check = getattr(reward, "check_groups", None)  # a reward that reads only texts has nothing to say
+    if check is not None:
+        check(groups)
+
+
 def judge(groups: Sequence[Group], reward: Reward) -> list[Group]:
     """Return groups with a rating per response whose reward is known, and one per part of it.
 
-    A reward that is not known is a verdict "unknown" with its reason, and no rating: never zero. Raises FeedbackError
-    when the source of feedback is down, or returns another number of findings than there are responses.
+    A reward that is not known, or is no finite number, is a verdict "unknown" with its reason, and no rating: never
+    zero. Raises FeedbackError when the source of feedback is down or fails, or returns something else than a finding
+    per response.
     """
     if not groups:
         return []
-    found = reward(groups)
+    found = _asked(groups, reward)
     if [len(of_group) for of_group in found] != [len(group.responses) for group in groups]:
         raise FeedbackError(
             f"reward {reward.name} returned {sum(map(len, found))} findings for "
             f"{sum(len(group.responses) for group in groups)} responses — expected one per response, group by group"
+        )
+    if strange := [item for of_group in found for item in of_group if not isinstance(item, Finding)]:
+        raise FeedbackError(
+            f"reward {reward.name} returned {strange[0]!r:.80} for a response — expected a Finding: Finding(score=1.0), "
+            "or Finding(score=None, reason=…) where it cannot know"
         )
     return [
         replace(group, judgements=(*group.judgements, *_judgements(of_group, reward.name)))
@@ -31,14 +45,26 @@ def judge(groups: Sequence[Group], reward: Reward) -> list[Group]:
     ]
 
 
+def _asked(groups: Sequence[Group], reward: Reward) -> list[list[Finding]]:
+    try:
+        return reward(groups)
+    except AccordError:
+        raise
+    except Exception as error:  # whatever a user's reward raises must not cost the run, nor leave a process waiting
+        raise FeedbackError(f"reward {reward.name} failed with {type(error).__name__}: {error}") from error
+
+
 def _judgements(findings: Sequence[Finding], name: str) -> Iterator[Judgement]:
     for index, finding in enumerate(findings):
         if finding.score is None:
             yield Verdict(response=index, outcome=Outcome.UNKNOWN, reason=finding.reason, judge=name)
+        elif not math.isfinite(finding.score):
+            reason = f"the score is {finding.score}, which is no number"
+            yield Verdict(response=index, outcome=Outcome.UNKNOWN, reason=reason, judge=name)
         else:
             yield Rating(response=index, value=finding.score, judge=name)
         for part, value in finding.parts.items():
-            if value is not None:
+            if value is not None and math.isfinite(value):
                 yield Rating(response=index, value=value, attribute=part, judge=name)
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from accord.config import AlignConfig
 from accord.data import write_groups
 from accord.data.tokens import TokenGroup, TokenResponse
+from accord.decoding.realigned import sample_realigned
 from accord.errors import ConfigError
 from accord.feedback.composition import build_reward
 from accord.feedback.findings import Reward
@@ -16,7 +17,7 @@ from accord.objectives import Need, ObjectiveSpec
 from accord.policy.critic import ActorCritic
 from accord.policy.policy import Policy
 from accord.policy.reward import load_reward
-from accord.policy.sampling import SamplingSettings, sample_responses
+from accord.policy.sampling import SamplingSettings, sample_responses, stop_ids
 from accord.records import Group, Response
 from accord.rollouts.judging import judge
 from accord.rollouts.source import Draw, RolloutSource, Worth
@@ -133,7 +134,7 @@ def make_draw(config: AlignConfig, policy: Policy, origin: Opened) -> Draw:
     num_others = config.rollout.from_reference
     num_own, seed = config.rollout.num_responses - num_others, config.train.seed
     own = sampling_settings(config, num_responses=num_own, seed=seed + _DRAW_SEED)
-    chat = config.template.chat
+    chat, mix = config.template.chat, config.rollout.opponent_mix
 
     def draw(prompts: Sequence[Sequence[int]], streams: Sequence[int]) -> list[tuple[Response, ...]]:
         drawn = sample_responses(policy, prompts, own, streams=streams, chat_template=chat)
@@ -141,7 +142,13 @@ def make_draw(config: AlignConfig, policy: Policy, origin: Opened) -> Draw:
             return drawn
         others = replace(own, num_responses=num_others, seed=seed + _REFERENCE_SEED)
         with origin() as reference:
-            more = sample_responses(reference, prompts, others, streams=streams, chat_template=chat)
+            if mix:
+                ends = stop_ids(policy, chat)
+                more = sample_realigned(
+                    policy, reference, prompts, others, strength=mix, streams=streams, ends=ends
+                )  # fmt: skip
+            else:
+                more = sample_responses(reference, prompts, others, streams=streams, chat_template=chat)
         return [
             (*ours, *(replace(response, source=OPPONENT) for response in theirs))
             for ours, theirs in zip(drawn, more, strict=True)

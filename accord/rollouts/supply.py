@@ -8,11 +8,14 @@ from typing import Any
 
 from accord.config import AlignConfig, flatten
 from accord.data.tokens import TokenGroup
+from accord.feedback.composition import check_reward
 from accord.feedback.findings import Reward
 from accord.objectives import ObjectiveSpec
 from accord.policy.policy import Policy
+from accord.rollouts.judging import check_prompts
 from accord.rollouts.prompts import encode_run_prompts
 from accord.rollouts.setup import (
+    IN_MEMORY,
     answers_of,
     longest_group,
     make_reward,
@@ -85,6 +88,8 @@ class FromSamples(FromFile):
 
     def __init__(self, config: AlignConfig) -> None:
         super().__init__(config)
+        if config.reward.sections and IN_MEMORY not in config.reward.sections:
+            check_reward(config.reward.sections)  # before a model is loaded for nothing
         self._worth = make_worth(config)
         self.spec = online_spec(config.objective.spec, self._worth)
         self._reward: Reward | None = None
@@ -109,6 +114,9 @@ class FromSamples(FromFile):
     ) -> tuple[list[TokenGroup], list[TokenGroup]]:
         """Make ready who draws and who judges."""
         self._reward = make_reward(self.config, policy, reward)
+        if self._reward is not None:
+            sources = [group.source for group in (*train, *held_out) if group.source is not None]
+            check_prompts(sources, self._reward)
         self.source = make_rollouts(self.config, policy, train, self._reward, self._worth, origin=opened)
         return train, held_out
 

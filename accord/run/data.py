@@ -156,7 +156,11 @@ def _check_part(name: str, spec: ObjectiveSpec, groups: Sequence[Group]) -> None
     if not lacking:
         return
     kinds = sorted({type(judgement).__name__.lower() for group in groups for judgement in group.judgements})
-    fitting = [other for other, row in OBJECTIVES.items() if (row.needs & _GIVES.keys()) <= held]
+    fitting = [
+        other
+        for other, row in OBJECTIVES.items()
+        if (row.needs & _GIVES.keys()) <= held and not row.needs & {Need.ADVANTAGES, Need.OPPONENTS}
+    ]
     shown = ", ".join(fitting[:8]) + (f", … ({len(fitting)} in all: `accord methods`)" if len(fitting) > 8 else "")
     raise DataError(
         f"objective {name} needs {', '.join(lacking)}; none of the {len(groups)} groups gives them "

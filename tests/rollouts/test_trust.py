@@ -28,7 +28,7 @@ CASES: dict[str, dict[str, Any]] = {
     "ppo, a critic of its own": {"method": "ppo", "critic.path": "policy", "critic.lr": 1e-3},
     "moving baseline": {"method": "reinforce", "advantage.baseline": "moving_average"},
     "grpo": {"method": "grpo"},
-    "drawn ahead": {"method": "grpo", "rollout.max_staleness": 1, "objective.sampler_correction": "token"},
+    "drawn ahead": {"method": "grpo", "rollout.max_staleness": 1, "objective.sampler_correction": "token_truncate"},
     "online dpo": {"method": "online_dpo"},
     "xpo": {"method": "xpo"},
 }

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from conftest import csrf_of, make_groups
+from page_visits import csrf_of, make_groups
 
 from accord.agreement import measure_agreement
 from accord.cli import main

@@ -8,8 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ADDRESS, SECRET, csrf_of, enter, key
 from itsdangerous import URLSafeTimedSerializer
+from page_visits import ADDRESS, SECRET, csrf_of, enter, key
 
 from accord.errors import ConfigError
 from accord.feedback.people.values import Role

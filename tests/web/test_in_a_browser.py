@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MODEL_NAME, known, make_groups
+from page_visits import MODEL_NAME, known, make_groups
 
 from accord.data import load_groups, write_groups
 from accord.feedback.people.project import open_project

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from conftest import ADDRESS, MODEL_NAME, csrf_of, enter, key, known, make_groups
+from page_visits import ADDRESS, MODEL_NAME, csrf_of, enter, key, known, make_groups
 
 import accord.web
 from accord.data import load_groups

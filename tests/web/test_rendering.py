@@ -6,9 +6,9 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from conftest import enter
 from hypothesis import given
 from hypothesis import strategies as st
+from page_visits import enter
 
 from accord.records import Group, Message, Response
 from accord.web.rendering import MAX_MARKDOWN_CHARACTERS, TAGS, render_markdown, turns_of

@@ -71,6 +71,11 @@ def _check_rollouts(config: AlignConfig) -> None:
             f"advantage.name={advantage.name} asks a critic that {name} does not train — set objective.value_coef",
         ),
         (
+            advantage.spec is not None and advantage.spec.steps == "required",
+            f"advantage.name={advantage.name} needs a reward for each step of a response, and rewards judge whole "
+            "ones — choose another",
+        ),
+        (
             rollout.num_responses < 2 and (reads_pairs or rollout.dynamic_sampling),
             f"{name} compares responses of one prompt — set rollout.num_responses=2 or more",
         ),
@@ -82,6 +87,10 @@ def _check_rollouts(config: AlignConfig) -> None:
             rollout.from_reference >= rollout.num_responses and rollout.from_reference > 0,
             f"rollout.from_reference={rollout.from_reference} leaves the policy nothing to write of "
             f"rollout.num_responses={rollout.num_responses}",
+        ),
+        (
+            rollout.opponent_mix and not rollout.from_reference,
+            "rollout.opponent_mix is set but rollout.from_reference is 0: nobody else draws responses",
         ),
         (
             not replays and not config.reward.sections,

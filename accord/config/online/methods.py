@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from accord.config.online.sections import RolloutConfig
 from accord.config.reading import flatten
 from accord.errors import ConfigError
 
@@ -30,6 +31,19 @@ def expand_method(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             preset = {key: value for key, value in preset.items() if not key.startswith(f"{part}.")}
     yield from ((key, value) for key, value in preset.items() if key not in keys)
     yield from given
+
+
+def with_constant_length(settings: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Return settings in which sums over a constant length take the length limit of responses, where none is given."""
+    given = list(settings)
+    keys = dict(given)
+    if keys.get("objective.aggregation") == "constant" and "objective.max_length" not in keys:
+        given.append(("objective.max_length", keys.get("rollout.max_tokens", _default_length())))
+    return given
+
+
+def _default_length() -> int:
+    return RolloutConfig().max_tokens
 
 
 def _preset(name: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field
 
 from accord.config.section import NonNegative, PositiveInt, Section
@@ -21,12 +21,17 @@ class RolloutConfig(Section):
     epochs: PositiveInt = Field(default=1, description="passes over each rollout")
     max_tokens: PositiveInt = Field(default=256, description="of a response")
     temperature: Annotated[float, Gt(0)] = Field(default=1.0, description="also of all log-probabilities")
-    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
+    top_p: Annotated[float, Gt(0), Le(1)] = Field(default=1.0, description="probability mass that is drawn from")
     top_k: Annotated[int, Ge(0)] = Field(default=0, description="0 = no cut")
-    min_p: Annotated[float, Ge(0), Le(1)] = 0.0
+    min_p: Annotated[float, Ge(0), Le(1)] = Field(
+        default=0.0, description="tokens below this share of the likeliest one's probability are not drawn"
+    )
     stop: list[str] = Field(default=[], description="strings that end a response")
     from_reference: Annotated[int, Ge(0)] = Field(
         default=0, description="how many of the K responses the reference draws: the last ones"
+    )
+    opponent_mix: Annotated[float, Ge(0), Lt(1)] = Field(
+        default=0.0, description="the policy's share in who draws those: a token-wise geometric mixture (Nash-MD: 0.5)"
     )
     truncated: Literal["keep", "mask"] = Field(
         default="keep", description="mask: responses cut by the length limit carry no gradient"

@@ -92,6 +92,13 @@ class Composition:
             for place, group in enumerate(groups)
         ]
 
+    def check_groups(self, groups: Sequence[Group]) -> None:
+        """Raise DataError where a row lacks a column that a part reads, before there are responses."""
+        for part in self.parts:
+            check = getattr(part.source, "check_groups", None)  # other sources read texts alone
+            if check is not None:
+                check(groups)
+
     def _of_group(self, found: Mapping[str, Sequence[Finding]], num_responses: int) -> list[Finding]:
         raw = {name: [finding.score for finding in findings] for name, findings in found.items()}
         scores = raw if self.on_unknown != "worst" else {name: _worst_for_unknown(row) for name, row in raw.items()}

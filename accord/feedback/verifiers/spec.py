@@ -129,6 +129,11 @@ class VerifierReward:
         findings = iter(self._findings(tasks))
         return [[next(findings) for _ in group.responses] for group in groups]
 
+    def check_groups(self, groups: Sequence[Group]) -> None:
+        """Raise DataError for a row without a column that is read, before there are responses."""
+        for group in groups:
+            self._columns(group)
+
     def _findings(self, tasks: Sequence[tuple[Response, Mapping[str, Any]]]) -> list[Finding]:
         def judge(task: tuple[Response, Mapping[str, Any]]) -> Finding:
             response, columns = task

@@ -77,14 +77,18 @@ class FusedStep:
         """Whether a step of this model was compared with its own, and equal."""
         return bool(self.options)
 
-    def check(self, ours: Callable[[], Tensor], own_BV: Tensor, options: list[Options]) -> bool:
-        """Whether this step's logits are the model's own up to rounding; asked once of each model."""
+    def check(self, ours: Callable[[], Tensor], own_BV: Tensor, options: list[Options]) -> Tensor | None:
+        """Return this step's logits where they are the model's own up to rounding, else None; asked once of each model.
+
+        They are what counts from the first step on: a run taken up again by a new process must draw the same.
+        """
         self.options = options
         tolerance = _TOLERANCE * torch.finfo(own_BV.dtype).eps * float(own_BV.abs().max().clamp(min=1.0))
-        if not ((ours() - own_BV).abs() <= tolerance).all():
-            return False
+        found_BV = ours()
+        if not ((found_BV - own_BV).abs() <= tolerance).all():
+            return None
         _CHECKED[self._model] = options
-        return True
+        return found_BV
 
 
 def fused_step(policy: Policy, longest: int) -> FusedStep | None:

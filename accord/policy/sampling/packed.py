@@ -336,10 +336,12 @@ class PackedDecoder:
             logits_BV = self._logits(ids, step)
             if self._fused is not None:
                 again = Step(self.store, positions, index, num_keys, self._runs)
-                is_same = self._fused.check(partial(self._fused, ids, positions, again), logits_BV, step.options)
-                if not is_same:  # it has written what it computed into the slots
-                    self._fused = None
-                    self._logits(ids, Step(self.store, positions, index, num_keys, self._runs))
+                found_BV = self._fused.check(partial(self._fused, ids, positions, again), logits_BV, step.options)
+                if found_BV is not None:
+                    return found_BV
+                # it has written what it computed into the slots
+                self._fused = None
+                self._logits(ids, Step(self.store, positions, index, num_keys, self._runs))
             return logits_BV
         return self._fused(ids, positions, step)
 
