@@ -63,7 +63,8 @@ def generate(case: Case, seed: int) -> int:
     pad = case.policy.pad_id
     config = GenerationConfig(
         max_new_tokens=case.max_tokens, do_sample=True, pad_token_id=pad,
-        bos_token_id=case.policy.tokenizer.bos_token_id, eos_token_id=list(case.ends), temperature=1.0, top_p=1.0, top_k=0, min_p=None, repetition_penalty=1.0,
+        bos_token_id=case.policy.tokenizer.bos_token_id, eos_token_id=list(case.ends),
+        temperature=1.0, top_p=1.0, top_k=0, min_p=None, repetition_penalty=1.0,
         cache_implementation=None, disable_compile=True,
     )  # fmt: skip
     count = 0

@@ -24,7 +24,7 @@ from accord.errors import ConfigError
 from accord.objectives import OBJECTIVES
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+RECIPES = [path for path in sorted((ROOT / "recipes").rglob("*.yaml")) if "method" not in read_recipe(path)]
 HERE = {"model": "m", "data": "d"}
 
 

@@ -130,10 +130,97 @@ CHARTS = (
 )
 
 
+ONLINE_CHARTS = (
+    Chart(
+        "Reward",
+        "Of sampled responses, as they were judged. Held out: answers to prompts that are not trained on.",
+        "reward",
+        {"rollouts": "rollout/reward", "held out": "eval/reward"},
+    ),
+    Chart(
+        "Score by another judge",
+        "Of held-out answers, by evaluate.reward. Falling while the reward rises: the reward is being hacked.",
+        "score",
+        {"held out": "eval/score"},
+    ),
+    Chart(
+        "Divergence from the reference",
+        "How far the policy has gone; rewards bought at a large distance are less certain.",
+        "KL in nats per response",
+        {"samples": "log_ratio/response", "rollouts, before the update": "rollout/kl", "held out": "eval/kl"},
+        0.0,
+    ),
+    Chart(
+        "Length",
+        "Of sampled responses. Growing with the reward: see whether length is what is paid for.",
+        "tokens",
+        {"rollouts": "rollout/length", "held out": "eval/length/sampled"},
+    ),
+    Chart(
+        "Responses and prompts that teach little",
+        "Cut by rollout.max_tokens; groups whose rewards are all equal; rewards that the judge did not know.",
+        "share",
+        {"cut": "rollout/truncated", "all equal": "rollout/all_equal", "unknown": "rollout/reward_unknown"},
+        0.0,
+    ),
+    Chart(
+        "Spread of rewards within a prompt",
+        "Standard deviation over the responses of one prompt: at 0 there is nothing to tell them apart by.",
+        "reward",
+        {"rollouts": "rollout/reward_std_within"},
+        0.0,
+    ),
+    Chart(
+        "Sampler and trainer",
+        "Mean |log π_sampler − log π_trainer| of the same tokens under the same weights; it should be rounding.",
+        "nats per token",
+        {"mean difference": "sampler/abs_diff"},
+    ),
+    Chart(
+        "Loss",
+        "Of the objective on fresh samples: it need not fall while rewards rise.",
+        "loss",
+        {"training": "loss", "held out": "eval/loss"},
+    ),
+    Chart("Weight of the KL", "Steered to rollout.kl_target.", "β", {"β": "rollout/kl_coef"}),
+    Chart(
+        "Demonstrations beside the rewards",
+        "Their mean negative log-likelihood.",
+        "nats per token",
+        {"training": "pretraining/loss"},
+    ),
+)
+"""What a run that samples shows first, in place of charts of the same title."""
+MAX_SERIES = 4  # that one plot can tell apart
+_PART = "rollout/reward/"  # before the name of each part of a reward
+
+
+def charts_of(records: Records) -> list[Chart]:
+    """Return the charts a run may have: those of rewards first where it sampled, its reward's parts among them."""
+    if not any(name.startswith("rollout/") for record in records for name in record):
+        return list(CHARTS)
+    parts = sorted({name for record in records for name in record if name.startswith(_PART)})
+    found = [ONLINE_CHARTS[0]]
+    for start in range(0, len(parts), MAX_SERIES):
+        names = {name.removeprefix(_PART): name for name in parts[start : start + MAX_SERIES]}
+        found.append(Chart("Parts of the reward", "Each as it was recorded, before its weight.", "reward", names))
+    titles = {chart.title for chart in ONLINE_CHARTS}
+    rest = [chart for chart in CHARTS if chart.title not in titles and not _is_idle(chart, records)]
+    return [*found, *ONLINE_CHARTS[1:], *rest]
+
+
+def _is_idle(chart: Chart, records: Records) -> bool:
+    """Whether all metrics stood still at the reference line: of judged pairs where the objective reads none."""
+    values = {
+        record[name] for record in records for name in chart.metrics.values() if record.get(name) is not None
+    } if chart.reference is not None else set()  # fmt: skip
+    return values == {chart.reference}
+
+
 def draw_charts(records: Records) -> list[tuple[str, str, str]]:
     """Return (title, hint, SVG) of every chart for which at least one metric was reported twice."""
     drawn = []
-    for chart in CHARTS:
+    for chart in charts_of(records):
         series = [_read_series(records, legend, name) for legend, name in chart.metrics.items()]
         series = [line for line in series if line is not None]
         if any(len(line.steps) >= 2 for line in series):

@@ -11,6 +11,8 @@ from accord.evaluation.indicators import read_metric
 Records = Sequence[Mapping[str, Any]]
 
 EVALUATION_ROWS = (  # metric, name, unit
+    ("eval/reward", "Reward", ""),
+    ("eval/score", "Score by another judge", ""),
     ("eval/ranking_accuracy", "Ranking accuracy", "share"),
     ("eval/rewards/accuracies", "Reward accuracy", "share"),
     ("eval/labels/accuracies", "Accuracy on labels", "share"),
@@ -21,6 +23,7 @@ EVALUATION_ROWS = (  # metric, name, unit
     ("eval/rewards/margins", "Margin", ""),
     ("eval/loss", "Loss", ""),
     ("eval/kl", "KL from the reference", "nats"),
+    ("eval/length/sampled", "Length of answers", "tokens"),
 )
 
 

@@ -16,6 +16,9 @@ OVERFIT_GAP = 0.15  # training accuracy minus held-out accuracy
 LOSS_RISE = 0.05  # of the lowest held-out loss
 ENTROPY_FALL = 0.5  # of the first entropy
 LENGTH_GROWTH = 0.2  # of the length before
+UNKNOWN_SHARE = 0.1  # of rewards
+FLAT_SHARE = 0.5  # of prompts whose rewards are all equal
+CUT_SHARE = 0.3  # of responses
 TURN = 0.05  # of the highest value, below which it has turned
 ENTANGLED = 0.25  # share of pairs
 
@@ -138,9 +141,48 @@ def warn_of_sampled_length(records: Records) -> str | None:
     """Sampled answers that grew or shrank by a fifth over the run."""
     lengths = read_metric(records, "eval/length/sampled")
     if len(lengths) >= 2 and lengths[0][1] > 0 and abs(lengths[-1][1] / lengths[0][1] - 1) > LENGTH_GROWTH:
+        samples = any("rollout/length" in record for record in records)
+        cure = (
+            "put length into the reward (reward.overlong, reward.length_penalty)"
+            if samples
+            else "use an objective with length in it (dpo_length_reg, ln_dpo, simpo)"
+        )
         return (
             f"Sampled answers went from {lengths[0][1]:.1f} to {lengths[-1][1]:.1f} tokens: compare quality at equal "
-            "length, or use an objective with length in it (dpo_length_reg, ln_dpo, simpo)."
+            f"length, or {cure}."
+        )
+    return None
+
+
+def warn_of_unknown_rewards(records: Records) -> str | None:
+    """Many responses that the judge could not judge."""
+    share = _late_mean(records, "rollout/reward_unknown")
+    if share is not None and share > UNKNOWN_SHARE:
+        return (
+            f"The reward of {share:.0%} of the responses is unknown: they train nothing. The reasons are in rollouts/, "
+            "as verdicts."
+        )
+    return None
+
+
+def warn_of_flat_rewards(records: Records) -> str | None:
+    """Most prompts have responses that are all worth the same."""
+    share = _late_mean(records, "rollout/all_equal")
+    if share is not None and share > FLAT_SHARE:
+        return (
+            f"All responses of a prompt have the same reward for {share:.0%} of the prompts, which teach nothing: "
+            "choose prompts of middling difficulty, draw more responses, or set rollout.dynamic_sampling=true."
+        )
+    return None
+
+
+def warn_of_cut_responses(records: Records) -> str | None:
+    """Many responses that the length limit cut."""
+    share = _late_mean(records, "rollout/truncated")
+    if share is not None and share > CUT_SHARE:
+        return (
+            f"{share:.0%} of the responses were cut by rollout.max_tokens and judged unfinished: raise it, or leave "
+            "them out with rollout.truncated=mask."
         )
     return None
 
@@ -172,6 +214,9 @@ METRIC_RULES: tuple[Callable[[Records], str | None], ...] = (
     warn_of_turning_point,
     warn_of_entangled_gradients,
     warn_of_sampled_length,
+    warn_of_unknown_rewards,
+    warn_of_flat_rewards,
+    warn_of_cut_responses,
 )
 SUMMARY_RULES: tuple[Callable[[Mapping[str, Any]], str | None], ...] = (warn_of_no_gain, warn_of_length)
 

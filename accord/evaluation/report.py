@@ -66,7 +66,7 @@ def collect_report(run: RunFolder) -> dict[str, Any]:
         "facts": _collect_facts(config, manifest, summary, records),
         "tiles": make_tiles(summary, records),
         "table": make_table(summary, records),
-        "samples": [_plain_sample(sample) for sample in summary.get("samples") or []],
+        "samples": [_plain_sample(sample) for sample in _with_rewards(run, summary.get("samples") or [])],
         "warnings": _collect_warnings(run, manifest, summary, plan, data_report, records),
         "plots": [(title, hint, Markup(svg)) for title, hint, svg in plots],
         "plan": plan,
@@ -80,6 +80,23 @@ def is_tabular(value: Any) -> bool:
     if not isinstance(value, list) or not value or not all(isinstance(row, Mapping) for row in value):
         return False
     return all(list(row) == list(value[0]) for row in value)
+
+
+def _with_rewards(run: RunFolder, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return samples with the reward, score and tokens that the run's rows hold of the same answers."""
+    rows = run.read_rows("samples")
+    if not {"prompt", "response"} <= set(rows.column_names):
+        return [dict(sample) for sample in samples]
+    known = {(row["prompt"], row["response"]): row for row in rows.to_pylist()}
+    found = []
+    for sample in samples:
+        more = {}
+        for moment in ("before", "after"):
+            row = known.get((sample.get("prompt"), sample.get(moment)), {})
+            values = {name: row.get(name) for name in ("reward", "score", "num_tokens")}
+            more |= {f"{name}_{moment}": value for name, value in values.items() if value is not None}
+        found.append({**more, **sample})
+    return found
 
 
 def _plain_sample(sample: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,6 +123,7 @@ def _collect_facts(
     objective = config.get("objective")
     facts = {
         "status": manifest.get("status"),
+        "method": config.get("method"),
         "objective": objective.get("name") if isinstance(objective, Mapping) else objective,
         "model": summary.get("model") or _first_text(config.get("model")),
         "data": summary.get("data") or _first_text(config.get("data")),

@@ -34,7 +34,8 @@ class ActorCritic(Policy):
         self.value_head: nn.Linear | None = None
         if critic is None:
             width = self.causal_lm.config.get_text_config().hidden_size
-            self.value_head = nn.Linear(width, 1, device=policy.device, dtype=torch.float32)
+            wide = torch.promote_types(next(policy.parameters()).dtype, torch.float32)
+            self.value_head = nn.Linear(width, 1, device=policy.device, dtype=wide)
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
 
@@ -50,7 +51,8 @@ class ActorCritic(Policy):
             )
         with torch.autocast(self.device.type, enabled=False):
             # the temperature is the vocabulary's affair: the head reads the states as they are
-            return self.value_head(readout.hidden_NH.float() * self.temperature).squeeze(-1)
+            hidden_NH = readout.hidden_NH.to(self.value_head.weight.dtype)
+            return self.value_head(hidden_NH * self.temperature).squeeze(-1)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Return the weights that learn: the policy's and the critic's."""

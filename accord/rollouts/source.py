@@ -81,6 +81,7 @@ class RolloutSource:
         self.steps_per_epoch = max(1, math.ceil(len(prompts) / self._per_rollout) * self.steps_per_rollout)
         self._cursor = 0  # prompts drawn so far, over all epochs
         self._block = -1  # the rollout trained on
+        self._version = 0  # updates the policy has seen when it draws
         self._groups: list[TokenGroup] = []
         self._ahead: deque[list[TokenGroup]] = deque()  # drawn and judged, not yet trained on
         self._sums: Sums = {}
@@ -150,6 +151,7 @@ class RolloutSource:
     # -- making a rollout --------------------------------------------------------------------------------------------
 
     def _next_rollout(self, block: int) -> list[TokenGroup]:
+        self._version = block * self.steps_per_rollout
         while len(self._ahead) <= self._settings.max_staleness:
             before = self._cursor, self._sums
             try:
@@ -233,7 +235,7 @@ class RolloutSource:
         if self._draw is not None:
             drawn = self._draw([prompt.prompt_ids for _, prompt in prompts], [place for place, _ in prompts])
             groups = [
-                replace(group, responses=responses, judgements=())
+                replace(group, responses=responses, judgements=(), extra={**group.extra, "policy_version": self._version})
                 for group, responses in zip(groups, drawn, strict=True)
             ]
         elif self._reward is not None:

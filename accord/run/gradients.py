@@ -70,6 +70,8 @@ class Gradients:
         loss = result.loss_P.sum()
         if not loss.requires_grad:
             loss = loss + 0.0 * scores.graded_PK.sum()  # no usable judgement here
+        if self.accelerator.num_processes > 1 and scores.value_N is not None:
+            loss = loss + 0.0 * scores.value_N.sum()  # wrappers for many devices wait for every weight's gradient
         self.accelerator.backward(loss if weight == 1.0 else loss * weight)
         predicted = predict(scoring.spec.needs, scored)
         metrics = measure(scored, result, scores) | prediction_sums(scoring.spec.needs, predicted)

@@ -7,7 +7,8 @@ estimate, the rest of the batch, its own state, randomness) is put together here
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -66,6 +67,7 @@ class Scoring:
     moving_reference: MovingReference | None = None  # asked in training instead of the fixed one
     judge: RewardModel | None = None  # scores answers to held-out prompts
     answers: Answers = field(default_factory=Answers)  # how held-out prompts are answered
+    temperature: float | None = None  # to score at, where it is not the policy's own
     keeps_reference: bool = True  # False where texts are sampled: they hardly come again
 
     def __post_init__(self) -> None:
@@ -114,9 +116,10 @@ class Scoring:
             statistics = (*statistics, "log_sum_sq")
         # before the policy's own pass: a reference may put other values in the policy's place while it is read
         readout = reference.readout(groups) if reference is not None and Need.POSITION_KL in needs else None
-        scores = (module or self.policy)(
-            groups, statistics=statistics, reference=readout, with_entropy=Need.ENTROPY in needs
-        )
+        with self._at_temperature():
+            scores = (module or self.policy)(
+                groups, statistics=statistics, reference=readout, with_entropy=Need.ENTROPY in needs
+            )
         recorded_N = recorded_logps(groups, "reference_logps", scores.token_logps_N)
         keep = self.keeps_reference
         reference_PK = None
@@ -160,6 +163,15 @@ class Scoring:
             )
 
     # -- parts -------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _at_temperature(self) -> Iterator[None]:
+        before = self.policy.temperature
+        self.policy.temperature = before if self.temperature is None else self.temperature
+        try:
+            yield
+        finally:
+            self.policy.temperature = before
 
     def _reference_at(self, visit: int) -> Reference | None:
         # held-out groups are compared with the start throughout, so that evaluations of one run can be compared

@@ -37,6 +37,7 @@ EXAMPLES: dict[str, list[tuple[dict[str, Any], Any, list[Any], list[Any]]]] = {
         ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, (U,), [(A,)], []),
     ],
     "prompt_only": [({"prompt": "q"}, "q", [""], []), ({"prompt": [user("q")]}, (U,), [""], [])],
+    "question_answer": [({"question": "q", "answer": "6*7=42\n#### 42"}, "q", [""], [])],
     "prompt_completion": [
         ({"prompt": "q", "completion": "a"}, "q", ["a"], []),
         ({"prompt": [user("q")], "completion": [assistant("a")]}, (U,), [(A,)], []),
@@ -132,6 +133,12 @@ def save(path: Path, *rows: dict[str, Any]) -> Path:
 
 def load_one(path: Path, row: dict[str, Any], **kwargs: Any) -> Group:
     return load_groups(save(path / "a.jsonl", row), **kwargs).groups[0]
+
+
+def test_the_right_answer_of_a_question_is_kept_for_verifiers(tmp_path: Path):
+    row = {"question": "six times seven", "answer": "6*7=42\n#### 42", "level": 1}
+    (group,) = load_groups(save(tmp_path / "gsm8k.jsonl", row)).groups
+    assert group.extra == {"answer": "6*7=42\n#### 42", "level": 1, "is_prompt_only": True}
 
 
 def test_every_format_has_an_example() -> None:

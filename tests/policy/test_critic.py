@@ -31,7 +31,7 @@ def reward_model(folder: Path, *, seed: int = 1) -> RewardModel:
 def actor_critic(variant: str, folder: Path) -> ActorCritic:
     if variant == "own model":
         return ActorCritic(build_policy(), critic=reward_model(folder))
-    found = ActorCritic(build_policy()).double()
+    found = ActorCritic(build_policy())
     assert found.value_head is not None
     with torch.no_grad():
         torch.nn.init.normal_(found.value_head.weight, generator=torch.Generator().manual_seed(2))
@@ -51,7 +51,7 @@ def test_values_depend_neither_on_the_batch_nor_on_the_layout(variant: str, tmp_
     together_N = values(policy, groups)
     assert len(together_N) == sum(len(response.ids) for group in groups for response in group.responses)
     assert together_N.std() > 0.1
-    close: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}  # the head works in float32
+    close: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(together_N, torch.cat([values(policy, [group]) for group in groups]), **close)
     single = [replace(group, responses=(response,)) for group in groups for response in group.responses]
     torch.testing.assert_close(together_N, torch.cat([values(policy, [group]) for group in single]), **close)
@@ -70,9 +70,9 @@ def test_a_head_reads_the_state_before_each_token_at_any_temperature(tmp_path: P
     expected = []
     for response in groups[0].responses:
         whole = torch.tensor([groups[0].prompt_ids + response.ids])
-        hidden_LH = model.model(whole, use_cache=False).last_hidden_state[0]
+        hidden_LH = model.get_decoder()(whole, use_cache=False).last_hidden_state[0]
         first = len(groups[0].prompt_ids) - 1
-        expected.append(head(hidden_LH[first : first + len(response.ids)].float().to(head.weight.dtype)).squeeze(-1))
+        expected.append(head(hidden_LH[first : first + len(response.ids)]).squeeze(-1))
     for temperature in (1.0, 0.5):
         policy.temperature = temperature
         torch.testing.assert_close(values(policy, groups), torch.cat(expected), rtol=1e-5, atol=1e-5)

@@ -149,6 +149,14 @@ def prompt_only(fields: Fields) -> Group:
     return fields.group(fields.text("prompt"), [Response(content="")], is_prompt_only=True)
 
 
+def question_answer(fields: Fields) -> Group:
+    """`question`, `answer` (as in GSM8K): a prompt to sample from; the right answer stays in `extra`, for verifiers.
+
+    To imitate the answers instead, rename the columns to `prompt` and `completion`.
+    """
+    return fields.group(fields.text("question"), [Response(content="")], is_prompt_only=True)
+
+
 def prompt_completion(fields: Fields) -> Group:
     """`prompt`, `completion`: a demonstration."""
     prompt, (response,) = align_turns(fields.text("prompt"), [fields.text("completion")])

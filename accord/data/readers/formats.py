@@ -68,6 +68,7 @@ FORMATS: dict[str, Format] = {
     "messages": Format(("messages|conversations",), converters.conversation),
     "text": Format(("text",), converters.language_modelling),
     "prompt_only": Format(("prompt",), converters.prompt_only),
+    "question_answer": Format(("question", "answer"), converters.question_answer),
 }  # fmt: skip
 
 

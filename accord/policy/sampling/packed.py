@@ -9,6 +9,7 @@ E entries (keys and values of all layers), S slots.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -270,6 +271,7 @@ class PackedDecoder:
     def __init__(self, policy: Policy, *, longest: int) -> None:
         self.policy, self.device, self.store = policy, policy.device, Store()
         self._can_share = (policy.autocast or next(policy.parameters()).dtype) not in LOW_PRECISION
+        self._keeps_some = "logits_to_keep" in inspect.signature(policy.causal_lm.forward).parameters
         self._prompts: list[Prompt | None] = []  # whose row is in each slot
         self._runs: list[Run] | None = None
         self._fused: FusedStep | None = fused_step(policy, longest)
@@ -360,13 +362,11 @@ class PackedDecoder:
         return runs
 
     def _logits(self, ids_N: Tensor, layout: Prefill | Step, places: Tensor | None = None) -> Tensor:
-        model, head = self.policy.causal_lm, self.policy.causal_lm.get_output_embeddings()
         inputs: dict[str, Any] = {
             "input_ids": ids_N[None], "position_ids": layout.position_ids_N[None], "use_cache": False, "tree": layout,
         }  # fmt: skip
-        with self.policy.attention("sampling"):
-            if self.policy.has_linear_head and head is not None:
-                hidden_NH = model.base_model(**inputs).last_hidden_state[0]
-                return head(hidden_NH if places is None else hidden_NH[places])
-            logits_NV = model(**inputs).logits[0]
-        return logits_NV if places is None else logits_NV[places]
+        if places is not None and self._keeps_some:
+            inputs["logits_to_keep"] = places
+        with self.policy.attention("sampling"):  # the model's own logits: that they are a scorer's is for it to show
+            logits_NV = self.policy.causal_lm(**inputs).logits[0]
+        return logits_NV if places is None or self._keeps_some else logits_NV[places]

