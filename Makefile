@@ -28,6 +28,9 @@ check: setup
 bench: setup
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bench]"
 	$(BIN)/python benchmarks/preference_training.py
+	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/online_training.py
+	$(BIN)/python benchmarks/reward_model.py
 
 docs: setup
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"

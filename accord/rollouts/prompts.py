@@ -17,8 +17,11 @@ def encode_run_prompts(
 ) -> tuple[list[TokenGroup], list[TokenGroup], DataFacts]:
     """Return the prompts to sample on, those held out, and the data report; responses in the file are left out.
 
-    Raises DataError when no prompt leaves room for a response in the model's window or in data.max_tokens.
+    Raises DataError when no prompt leaves room for a response in the model's window or in data.max_tokens, and for a
+    replay of responses that nobody sampled.
     """
+    if config.source == "replay":
+        _check_recorded(data.train)
     train, num_long = _encode(config, data.train, policy)
     if not train:
         raise DataError(
@@ -58,5 +61,21 @@ def _encode(config: AlignConfig, groups: list[Group], policy: Policy) -> tuple[l
             zip(groups, encode_prompts(groups, policy.tokenizer, **options), strict=True)
         )
     ]
-    fitting = [g for g in encoded if room is None or len(g.prompt_ids) + config.rollout.max_tokens <= room]
+    fitting = [g for g in encoded if room is None or len(g.prompt_ids) + longest_response(config, g) <= room]
     return fitting, len(encoded) - len(fitting)
+
+
+def longest_response(config: AlignConfig, group: TokenGroup) -> int:
+    """Return how many tokens a response to a prompt may have, or, in a replay, how many the longest recorded one has."""
+    if config.source != "replay" or group.source is None:
+        return config.rollout.max_tokens
+    return max(len(response.token_ids or ()) for response in group.source.responses)
+
+
+def _check_recorded(groups: list[Group]) -> None:
+    for group in groups:
+        if any(response.token_ids is None for response in group.responses):
+            raise DataError(
+                f"{group.origin or 'a group'}: a response has no token ids — source=replay takes recorded rollouts, "
+                "such as the folder rollouts/ of a run; to train on other judged responses, set source=file"
+            )

@@ -10,7 +10,7 @@ from accord.config import AlignConfig
 from accord.data import write_groups
 from accord.data.tokens import TokenGroup, TokenResponse
 from accord.decoding.realigned import sample_realigned
-from accord.errors import ConfigError
+from accord.errors import ConfigError, PolicyError
 from accord.feedback.composition import build_reward
 from accord.feedback.findings import Reward
 from accord.objectives import Need, ObjectiveSpec
@@ -20,6 +20,7 @@ from accord.policy.reward import load_reward
 from accord.policy.sampling import SamplingSettings, sample_responses, stop_ids
 from accord.records import Group, Response
 from accord.rollouts.judging import judge
+from accord.rollouts.prompts import longest_response
 from accord.rollouts.source import Draw, RolloutSource, Worth
 from accord.rollouts.tokens import OPPONENT
 from accord.run.held_out.answers import Answers
@@ -69,6 +70,12 @@ def prepare_policy(config: AlignConfig, spec: ObjectiveSpec, policy: Policy) -> 
             policy.path if path == "policy" else path, kind="response", precision=model.precision,
             device=policy.device, trust_remote_code=model.trust_remote_code,
         )  # fmt: skip
+        ours, theirs = (one.causal_lm.config.get_text_config().vocab_size for one in (policy, critic))
+        if ours != theirs:
+            raise PolicyError(
+                f"got critic.path={path} with a vocabulary of {theirs}, not {ours} — expected a model that reads the "
+                "policy's tokens, such as critic.path=policy or a reward model trained from it"
+            )
     with_critic = ActorCritic(policy, critic=critic)
     with_critic.temperature = policy.temperature
     return with_critic.train()
@@ -76,8 +83,8 @@ def prepare_policy(config: AlignConfig, spec: ObjectiveSpec, policy: Policy) -> 
 
 def longest_group(config: AlignConfig, prompts: Sequence[TokenGroup]) -> TokenGroup:
     """Return the longest prompt with responses as long as they may be: for the plan and the check of the layout."""
-    prompt = max(prompts, key=lambda group: len(group.prompt_ids))
-    length, token = config.rollout.max_tokens, prompt.prompt_ids[-1]
+    prompt = max(prompts, key=lambda group: len(group.prompt_ids) + longest_response(config, group))
+    length, token = longest_response(config, prompt), prompt.prompt_ids[-1]
     responses = [TokenResponse(ids=(token,) * max(1, length - place)) for place in range(config.rollout.num_responses)]
     return replace(prompt, responses=tuple(responses))
 

@@ -207,6 +207,8 @@ class RolloutSource:
             found += kept
             if len(found) >= wanted:
                 break
+        if found and all(value is None for group in found for value in rewards_of(_source(group))):
+            log.warning("no reward of rollout %d is known: it trains nothing; the reasons are its verdicts", block)
         if len(found) < wanted:
             log.warning(
                 "rollout %d has %d groups instead of %d: the rewards of the others were all equal", block, len(found),

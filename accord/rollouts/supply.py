@@ -9,12 +9,14 @@ from typing import Any
 from accord.config import AlignConfig, flatten
 from accord.data.tokens import TokenGroup
 from accord.feedback.composition import check_reward
+from accord.feedback.composition import check_reward
 from accord.feedback.findings import Reward
 from accord.objectives import ObjectiveSpec
 from accord.policy.policy import Policy
 from accord.rollouts.judging import check_prompts
 from accord.rollouts.prompts import encode_run_prompts
 from accord.rollouts.setup import (
+    IN_MEMORY,
     IN_MEMORY,
     answers_of,
     longest_group,

@@ -37,7 +37,7 @@ EXAMPLES: dict[str, list[tuple[dict[str, Any], Any, list[Any], list[Any]]]] = {
         ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, (U,), [(A,)], []),
     ],
     "prompt_only": [({"prompt": "q"}, "q", [""], []), ({"prompt": [user("q")]}, (U,), [""], [])],
-    "question_answer": [({"question": "q", "answer": "6*7=42\n#### 42"}, "q", [""], [])],
+    "question_answer": [({"question": "q", "answer": "6*7=42\n#### 42"}, (U,), [""], [])],
     "prompt_completion": [
         ({"prompt": "q", "completion": "a"}, "q", ["a"], []),
         ({"prompt": [user("q")], "completion": [assistant("a")]}, (U,), [(A,)], []),

@@ -55,7 +55,7 @@ def test_the_sum_is_the_objectives_own_gradient():
     policy.zero_grad(set_to_none=True)
     (-policy(GROUPS, layout="plain").logps_PK.sum()).backward()
     expected = {name: p.grad for name, p in policy.named_parameters()}
-    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)  # parts of the model work in float32
 
 
 def test_a_weight_multiplies_the_gradient_and_no_metric():

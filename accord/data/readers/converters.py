@@ -150,11 +150,13 @@ def prompt_only(fields: Fields) -> Group:
 
 
 def question_answer(fields: Fields) -> Group:
-    """`question`, `answer` (as in GSM8K): a prompt to sample from; the right answer stays in `extra`, for verifiers.
+    """`question`, `answer` (as in GSM8K): a user's turn to sample from; the right answer stays in `extra`, to verify.
 
     To imitate the answers instead, rename the columns to `prompt` and `completion`.
     """
-    return fields.group(fields.text("question"), [Response(content="")], is_prompt_only=True)
+    question = fields.text("question")
+    turns = (Message(role="user", content=question),) if isinstance(question, str) else question
+    return fields.group(turns, [Response(content="")], is_prompt_only=True)
 
 
 def prompt_completion(fields: Fields) -> Group:

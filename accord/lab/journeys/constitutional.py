@@ -82,7 +82,9 @@ class LabChat:
         for turns in conversations:
             question = turns[0].content
             request, principle = parse_request(_part(question, "request")), _principle_in(question, "choice")
-            ours, theirs = (num_violations(request, _part(question, name), principle) for name in ("answer_a", "answer_b"))
+            ours, theirs = (
+                num_violations(request, _part(question, name), principle) for name in ("answer_a", "answer_b")
+            )
             found.append((-float(np.logaddexp(0, ours - theirs)), -float(np.logaddexp(0, theirs - ours))))
         return found
 
@@ -178,9 +180,7 @@ def constitutional(out: Path, *, seed: int, tell: Tell) -> dict[str, Any]:
     judged = judge_by(pairs, ConstitutionJudge(chat=chat, principles=PRINCIPLES))
     write_groups(out / "ai_judged.jsonl", judged)
     revised = compare_with_base(sft.policy, base, before, seed=seed)
-    dpo = align(
-        model=str(out / "sft" / "model"), groups=judged, out=str(out / "dpo"), overwrite=True, **(shared | DPO)
-    )
+    dpo = align(model=str(out / "sft" / "model"), groups=judged, out=str(out / "dpo"), overwrite=True, **(shared | DPO))
     return {
         "stages": {
             "sft on revisions": revised,
