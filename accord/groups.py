@@ -31,6 +31,11 @@ class ScoredTokens:
     log_sum_sq_PKT: Float[Tensor, "P K T"] | None = None  # log Σ_v π(v)², nats, no grad
     position_kl_PKT: Float[Tensor, "P K T"] | None = None  # KL(π_ref ‖ π) over the vocabulary, nats; carries grad
 
+    # of heads that learn what tokens are worth, beside `value_PKT`
+    q_PKT2: Float[Tensor, "P K T 2"] | None = None  # Q(s, a) of the token taken, by two heads; carries grad
+    q_logps_PKT2: Float[Tensor, "P K T 2"] | None = None  # log softmax Q(s, ·) at that token, nats; carries grad
+    target_q_PKT: Float[Tensor, "P K T"] | None = None  # the smaller of the slow copies' values of it, no grad
+
     # of responses that a policy sampled, all but the last two without grad
     sampler_logps_PKT: Float[Tensor, "P K T"] | None = None  # nats, of the distribution actually sampled from
     old_logps_PKT: Float[Tensor, "P K T"] | None = None  # nats, as the trained model scored them before any update

@@ -59,6 +59,7 @@ class Watch:
         self.metrics: list[dict[str, float]] = []
         self.gradient: dict[str, tuple[float, float]] = {}
         self.num_positions = 0
+        self.is_training = False
 
     @contextmanager
     def watching(self) -> Iterator[Watch]:
@@ -80,6 +81,7 @@ class Watch:
                 save(loop)
 
         def training(loop: Loop) -> Any:
+            self.is_training = True
             with self.train:
                 return train(loop)
 
@@ -91,7 +93,7 @@ class Watch:
             return norm
 
         def counting(policy: Policy, batch: Any, *rest: Any, **options: Any) -> Any:
-            if torch.is_grad_enabled():
+            if self.is_training and torch.is_grad_enabled():
                 self.num_positions += batch.input_ids.numel()
             return token_logps(policy, batch, *rest, **options)
 
@@ -157,7 +159,6 @@ def main() -> None:
     parser.add_argument("--result", type=Path, required=True)
     parser.add_argument("--rollouts", type=Path, help="write what was drawn here, for the other side to train on")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a further setting of the run")
-    parser.add_argument("--profile", type=Path, help="write torch.profiler's tables of one run here")
     args = parser.parse_args()
     torch.set_num_threads(1)
     case, more = CASES[args.case], dict(pair.split("=", 1) for pair in args.set)
@@ -165,7 +166,7 @@ def main() -> None:
     run(model_folder(args.workload, case, is_warm_up=True), rows, case, max_tokens=4, num_steps=1, more=more)
     start_mib = reset_peak()
     model = model_folder(args.workload, case)
-    with Clock() as whole, _profiling(args.profile):
+    with Clock() as whole:
         watch = run(model, rows, case, max_tokens=case.max_tokens, num_steps=case.num_steps, more=more)
     peak = peak_mib()
     if args.rollouts:
@@ -197,20 +198,6 @@ def main() -> None:
             "sampler/abs_diff": [metrics.get("sampler/abs_diff") for metrics in watch.metrics],
         },
     ).write(args.result)
-
-
-@contextmanager
-def _profiling(path: Path | None) -> Iterator[None]:
-    if path is None:
-        yield
-        return
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
-        yield
-    tables = [
-        profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=40),
-        profile.key_averages(group_by_input_shape=True).table(sort_by="self_cpu_time_total", row_limit=60),
-    ]
-    path.write_text("\n".join(tables))
 
 
 if __name__ == "__main__":

@@ -41,10 +41,7 @@ CASES = {case.name: case for case in (Case("bench", 2, 128, 1), Case("text-world
 
 
 def prepare_rollouts(folder: Path) -> str:
-    """Write `bench.jsonl` and `text-world.jsonl` (rows of prompt and ids) and the models; return where prompts are of.
-
-    `CASE_model` and `CASE_warm_up_model` are folders, or files that name one.
-    """
+    """Write the models, `bench.jsonl` and `text-world.jsonl` (rows of prompt and ids); return what prompts are from."""
     from accord.data import encode_prompts
     from accord.lab.base_model import base_model_folder
     from accord.lab.gold import request_prompts
@@ -146,11 +143,6 @@ class StepResult:
     num_positions: int  # that went through the layers in training passes, padding included
     was_fed: bool = False  # trained on Accord's responses, after drawing its own
     details: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def whole_cpu_s(self) -> float:
-        """Of the whole steps."""
-        return self.generation_cpu_s + self.rest_cpu_s
 
     def write(self, path: Path) -> None:
         """Write the result for the parent process."""

@@ -121,6 +121,13 @@ def methods() -> str:
     return "\n".join(lines) + "\n"
 
 
+OPEN_SECTIONS = {
+    "reward": ("how_to/rewards.md", "A section per source of feedback, with its weight and settings"),
+    "advantage": ("how_to/online_methods.md", "`advantage.name` and the settings of that estimator"),
+}
+"""Sections whose keys depend on what they name."""
+
+
 def settings() -> str:
     """Return docs/settings.md: every key of a run but those of the objectives."""
     short = ", ".join(f"`{word}` = `{key}`" for word, key in SHORT.items())
@@ -135,11 +142,15 @@ def settings() -> str:
     for name, field in AlignConfig.model_fields.items():
         kind = field.annotation
         if not (isinstance(kind, type) and issubclass(kind, Section)):
-            rows.append(_setting("objective.name" if name == "objective" else name, field))
+            if name not in OPEN_SECTIONS:
+                rows.append(_setting("objective.name" if name == "objective" else name, field))
             continue
         lines += ["", f"## {name}", "", _unwrapped(kind.__doc__), "", *_HEAD]
         lines += [_setting(f"{name}.{key}", item) for key, item in kind.model_fields.items()]
     lines += ["", "## Others", "", *_HEAD, *rows]
+    for name, (page, what) in OPEN_SECTIONS.items():
+        lines += ["", f"## {name}", ""]
+        lines += _wrapped(f"{what}: see [{page.rsplit('/', 1)[-1].removesuffix('.md').replace('_', ' ')}]({page}).")
     return "\n".join(lines) + "\n"
 
 

@@ -51,6 +51,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "my-pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many))
     (tmp_path / "pairs.jsonl").symlink_to("my-pairs.jsonl")
     (tmp_path / "my-prompts.jsonl").write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in PAIRS))
+    problems = [{"prompt": row["prompt"], "answer": "4"} for row in PAIRS]
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
@@ -89,7 +91,8 @@ def test_commands_parse_and_name_valid_settings(page: Path):
 def test_commands_of_the_readme_run(desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr("sys.stdin", iter(["two facts about bees, formally\n"]))
     for words in commands(ROOT / "README.md"):
-        assert main(words) == 0, words
+        if words[0] not in ("collect", "export", "agreement"):  # a server, and what is done with its store: tests/web
+            assert main(words) == 0, words
     said = capsys.readouterr().out
     assert (desk / "runs/first/report.html").read_text().startswith("<!")
     assert (desk / "runs/first/model/config.json").exists()

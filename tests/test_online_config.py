@@ -86,12 +86,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (JUDGED | {"method": "grpo", "advantage": "grpo_process"}, "grpo_process needs a reward for each step"),
     (JUDGED | {"method": "online_dpo", "rollout.num_responses": 1}, "dpo compares responses of one prompt"),
     (JUDGED | {"method": "dapo", "rollout.num_responses": 1}, "compares responses of one prompt — set rollout.num"),
-    (JUDGED | {"source": "rollouts", "objective": "tpo", "rollout.num_responses": 2}, "sets the best response against several others"),
+    (
+        JUDGED | {"source": "rollouts", "objective": "tpo", "rollout.num_responses": 2},
+        "sets the best response against several others",
+    ),
     (JUDGED | {"method": "xpo", "rollout.from_reference": 2}, "rollout.from_reference=2 leaves the policy nothing"),
     (JUDGED | {"method": "grpo", "rollout.opponent_mix": 0.5}, "rollout.from_reference is 0: nobody else draws"),
     (HERE | {"method": "grpo"}, "source=rollouts needs a reward — set one, such as reward.gsm8k.weight=1"),
     (JUDGED | {"method": "grpo", "rollout.kl_target": 1.0}, "rollout.kl_target is set but advantage.kl_coef is 0"),
-    (JUDGED | {"method": "grpo", "data.select": "isa", "data.select_fraction": 0.5}, "data.relabel, data.goal and data.select are for judged files"),
+    (
+        JUDGED | {"method": "grpo", "data.select": "isa", "data.select_fraction": 0.5},
+        "data.relabel, data.goal and data.select are for judged files",
+    ),
     (JUDGED | {"method": "grpo", "reference.update": "soft"}, "reference.update is for files"),
 ]
 
@@ -124,7 +130,7 @@ def test_every_reason_for_a_refusal_has_its_case():
 
 
 def test_an_estimator_of_no_gradient_is_refused_with_its_reason():
-    with pytest.raises(ConfigError, match="objective.kl_estimator=k1 — .*expected gradient is 0.*advantage.kl_coef"):
+    with pytest.raises(ConfigError, match=r"objective.kl_estimator=k1 — .*expected gradient is 0.*advantage.kl_coef"):
         of(method="grpo", objective__kl_estimator="k1")
 
 

@@ -32,7 +32,7 @@ GSM8K = [
 def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reward model after two steps."""
     folder = tmp_path_factory.mktemp("reward")
-    run(write_pairs(folder), folder / "run", objective="bradley_terry", **{"train.max_steps": 2})
+    run(write_pairs(folder), folder / "run", objective="bradley_terry", train__max_steps=2)
     return folder / "run" / "model"
 
 

@@ -40,6 +40,9 @@ def add_commands(commands: Any) -> None:
     sample.add_argument("--guided", type=int, metavar="TOKENS", help="choose block by block, of --best-of blocks (4)")
     sample.add_argument("--reference", help="a second model, for --realign and --beam")
     sample.add_argument("--realign", type=float, metavar="L", help="draw from reference^(1-L) model^L, token by token")
+    sample.add_argument(
+        "--value-guided", type=float, metavar="BETA", help="draw by the values that objective=ilql saved; 0 = without"
+    )
     sample.add_argument("--beam", type=int, metavar="WIDTH", help="search by log model/reference instead of drawing")
 
 
@@ -76,10 +79,11 @@ def _answer(parsed: argparse.Namespace, prompts: list[Any]) -> tuple[list[Any], 
     from accord.feedback.composition import build_reward
     from accord.policy.load import load_policy
     from accord.policy.sampling import SamplingSettings
+    from accord.policy.value_heads import load_value_learner
 
     way = Way(
         best_of=parsed.best_of, threshold=parsed.rejection, rso_beta=parsed.rso, guided=parsed.guided,
-        strength=parsed.realign, beam=parsed.beam,
+        strength=parsed.realign, beam=parsed.beam, value_guided=parsed.value_guided,
     )  # fmt: skip
     if way.needs_reward and not parsed.reward:
         raise ConfigError("got a way of choosing without --reward — give a reward model's folder or a reward's name")
@@ -95,7 +99,7 @@ def _answer(parsed: argparse.Namespace, prompts: list[Any]) -> tuple[list[Any], 
         min_tokens=parsed.min_tokens, stop=tuple(parsed.stop), seed=parsed.seed, max_rows=parsed.max_rows,
         max_batch_tokens=parsed.max_batch_tokens,
     )  # fmt: skip
-    policy = load_policy(parsed.model)
+    policy = load_policy(parsed.model) if parsed.value_guided is None else load_value_learner(parsed.model)
     reward = None
     if parsed.reward:
         described = reward_settings_of(parsed.reward, parsed.settings, parsed.chat)

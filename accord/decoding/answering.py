@@ -10,6 +10,7 @@ from accord.decoding.estimates import kl_bound
 from accord.decoding.guided import guided_answers
 from accord.decoding.realigned import answer_realigned
 from accord.decoding.selection import Selection, above_threshold, best_of_n, statistical_rejection
+from accord.decoding.value_guided import answer_value_guided
 from accord.errors import ConfigError, FeedbackError
 from accord.feedback.findings import Reward
 from accord.feedback.rating import with_ratings
@@ -24,7 +25,8 @@ class Way:
 
     best_of: draw so many, keep the best `num_responses`. threshold: keep what scores at least this. rso_beta: keep with
     probability e^{(r − r_max)/β}. guided: tokens of a block, chosen among `best_of` (4). strength: λ of the mixture
-    π_ref^{1−λ} π^λ that is drawn from. beam: width of a search by log π/π_ref.
+    π_ref^{1−λ} π^λ that is drawn from. beam: width of a search by log π/π_ref. value_guided: β of π e^{β(Q̄ − V)}, which
+    is drawn from instead.
     """
 
     best_of: int | None = None
@@ -33,6 +35,7 @@ class Way:
     guided: int | None = None
     strength: float | None = None
     beam: int | None = None
+    value_guided: float | None = None
 
     def __post_init__(self) -> None:
         choices = {
@@ -42,6 +45,10 @@ class Way:
         chosen = [name for name, value in choices.items() if value is not None]
         if self.strength is not None:
             chosen += ["strength"] if self.beam is not None or self.guided is not None else []
+        if self.value_guided is not None:
+            others = {"strength": self.strength, "beam": self.beam, "guided": self.guided}
+            mixed = [name for name, value in others.items() if value is not None]
+            chosen = [*mixed, "value_guided"] if mixed else chosen
         if len(chosen) > 1:
             raise ConfigError(f"got {' and '.join(chosen)} — expected one of them: each says how an answer is chosen")
         if self.best_of is not None and self.best_of < 1:
@@ -117,6 +124,10 @@ def _draw(
         assert reference is not None
         return answer_realigned(
             policy, reference, groups, settings, strength=way.strength, chat_template=chat_template
+        )  # fmt: skip
+    if way.value_guided is not None:
+        return answer_value_guided(
+            policy, groups, settings, strength=way.value_guided, chat_template=chat_template
         )  # fmt: skip
     answered = answer_prompts(policy, groups, settings, chat_template=chat_template)
     return [replace(fresh, extra=_columns(group)) for fresh, group in zip(answered, groups, strict=True)]

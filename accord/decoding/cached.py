@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,8 +46,8 @@ class CachedRows:
         mask_BL = torch.ones(
             (len(ids_BL), self._length), dtype=torch.long, device=ids_BL.device
         )  # rows are of one length
-        output = self.policy.causal_lm(
-            input_ids=ids_BL, attention_mask=mask_BL, past_key_values=self._cache, use_cache=True, logits_to_keep=1
+        logps_BV = self._next_logps(
+            input_ids=ids_BL, attention_mask=mask_BL, past_key_values=self._cache, use_cache=True
         )
         try:
             is_kept = self._cache.get_seq_length() == self._length
@@ -54,11 +55,13 @@ class CachedRows:
             is_kept = False
         if not is_kept:
             raise self._no_cache()
-        logits_BV = output.logits[:, -1]
-        logps_BV = F.log_softmax(logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32)), dim=-1)
         if not torch.isfinite(logps_BV.max(-1).values).all():
             raise PolicyError(f"{type(self.policy.causal_lm).__name__} gave logits that are not numbers")
         return logps_BV
+
+    def _next_logps(self, **inputs: Any) -> Tensor:
+        logits_BV = self.policy.causal_lm(**inputs, logits_to_keep=1).logits[:, -1]
+        return F.log_softmax(logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32)), dim=-1)
 
     def _no_cache(self) -> PolicyError:
         return PolicyError(

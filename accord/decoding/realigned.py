@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -62,34 +63,57 @@ def sample_realigned(
     with decoding(policy, reference):
         for index, prompt in enumerate(prompts):
             room = min(room_for(model, prompt, settings.max_tokens) for model in (policy, reference))
-            uniform = _random_numbers(settings, index if streams is None else streams[index], room)
-            models = [CachedRows(reference, prompt), CachedRows(policy, prompt)]
-            found.append(_draw(models, policy, settings, strength, stops, uniform, room))
+            uniform = random_numbers(settings, index if streams is None else streams[index], room)
+            rows = _Mixture(CachedRows(reference, prompt), CachedRows(policy, prompt), strength)
+            found.append(draw_rows(rows, policy, settings, stops=stops, uniform=uniform))
     return found
 
 
-def _random_numbers(settings: SamplingSettings, stream: int, room: int) -> np.ndarray:
+class Rows(Protocol):
+    """Continuations of a prompt that grow token by token, as `CachedRows` are; `logps_BV` are of the next token."""
+
+    logps_BV: Tensor
+
+    def step(self, rows_B: Tensor, tokens_B: Tensor) -> Tensor:
+        """Go on from these rows, each with one more token; return the next `logps_BV`."""
+        ...
+
+
+class _Mixture:
+    def __init__(self, reference: CachedRows, policy: CachedRows, strength: float) -> None:
+        self._models, self._strength = (reference, policy), strength
+        self.logps_BV = self._mix(*(model.logps_BV for model in self._models))
+
+    def step(self, rows_B: Tensor, tokens_B: Tensor) -> Tensor:
+        self.logps_BV = self._mix(*(model.step(rows_B, tokens_B) for model in self._models))
+        return self.logps_BV
+
+    def _mix(self, first_BV: Tensor, second_BV: Tensor) -> Tensor:
+        return mixed_logps(first_BV, second_BV.to(first_BV.device), self._strength)
+
+
+def random_numbers(settings: SamplingSettings, stream: int, room: int) -> np.ndarray:
     """Return the local sampler's own numbers (responses, tokens): at λ = 1 it draws what the sampler draws."""
     chunks = range(-(-room // CHUNK))
-    return np.stack(
-        [
-            np.concatenate([uniforms(settings.seed, stream, response, chunk) for chunk in chunks])
-            for response in range(settings.num_responses)
-        ]
-    )
+    drawn = [
+        np.concatenate([uniforms(settings.seed, stream, response, chunk) for chunk in chunks])
+        for response in range(settings.num_responses)
+    ]
+    return np.stack(drawn)[:, :room]
 
 
-def _draw(
-    models: Sequence[CachedRows], policy: Policy, settings: SamplingSettings, strength: float, stops: frozenset[int],
-    uniform: np.ndarray, room: int,
-) -> tuple[Response, ...]:  # fmt: skip
+def draw_rows(
+    rows: Rows, policy: Policy, settings: SamplingSettings, *, stops: frozenset[int], uniform: np.ndarray
+) -> tuple[Response, ...]:
+    """Draw K responses token by token from rows that stand at a prompt; `uniform` (K, tokens) says which, how long."""
+    room = uniform.shape[1]
     ids: list[list[int]] = [[] for _ in range(settings.num_responses)]
     logps: list[list[float]] = [[] for _ in ids]
     alive = list(range(len(ids)))
-    first, second = (model.logps_BV.repeat_interleave(len(ids), 0) for model in models)
+    next_BV = rows.logps_BV.repeat_interleave(len(ids), 0)
     origin = [0] * len(ids)  # the cached row each response goes on from
     for step in range(room):
-        logps_BV = tempered_logps(mixed_logps(first, second.to(first.device), strength), settings).double()
+        logps_BV = tempered_logps(next_BV, settings).double()
         tokens = _inverse_cdf(logps_BV, uniform[alive, step], is_greedy=settings.temperature == 0)
         going = []
         for place, (row, token) in enumerate(zip(alive, tokens, strict=True)):
@@ -102,7 +126,7 @@ def _draw(
         rows_B = torch.tensor([origin[place] for place in going])
         tokens_B = torch.tensor([tokens[place] for place in going])
         alive, origin = [alive[place] for place in going], list(range(len(going)))
-        first, second = (model.step(rows_B, tokens_B) for model in models)
+        next_BV = rows.step(rows_B, tokens_B)
     return tuple(
         replace(as_response(policy, own, stops), behaviour_logps=tuple(own_logps))
         for own, own_logps in zip(ids, logps, strict=True)

@@ -192,35 +192,33 @@ ONLINE_CHARTS = (
 )
 """What a run that samples shows first, in place of charts of the same title."""
 MAX_SERIES = 4  # that one plot can tell apart
+_OF_PAIRS = {
+    "Accuracy", "Ranking accuracy", "Margin", "Implicit rewards", "Implicit rewards, held out", "Log-probability",
+}  # fmt: skip
 _PART = "rollout/reward/"  # before the name of each part of a reward
 
 
-def charts_of(records: Records) -> list[Chart]:
-    """Return the charts a run may have: those of rewards first where it sampled, its reward's parts among them."""
+def charts_of(records: Records, *, reads_pairs: bool = True) -> list[Chart]:
+    """Return the charts a run may have: those of rewards first where it sampled, its reward's parts among them.
+
+    `reads_pairs` False: the objective reads advantages, so charts of judged pairs would say nothing.
+    """
     if not any(name.startswith("rollout/") for record in records for name in record):
         return list(CHARTS)
     parts = sorted({name for record in records for name in record if name.startswith(_PART)})
     found = [ONLINE_CHARTS[0]]
     for start in range(0, len(parts), MAX_SERIES):
         names = {name.removeprefix(_PART): name for name in parts[start : start + MAX_SERIES]}
-        found.append(Chart("Parts of the reward", "Each as it was recorded, before its weight.", "reward", names))
-    titles = {chart.title for chart in ONLINE_CHARTS}
-    rest = [chart for chart in CHARTS if chart.title not in titles and not _is_idle(chart, records)]
-    return [*found, *ONLINE_CHARTS[1:], *rest]
+        title = "Parts of the reward" if len(names) > 1 else f"Part of the reward: {next(iter(names))}"
+        found.append(Chart(title, "As it was recorded, before its weight.", "reward", names))
+    left_out = {chart.title for chart in ONLINE_CHARTS} | (set() if reads_pairs else _OF_PAIRS)
+    return [*found, *ONLINE_CHARTS[1:], *(chart for chart in CHARTS if chart.title not in left_out)]
 
 
-def _is_idle(chart: Chart, records: Records) -> bool:
-    """Whether all metrics stood still at the reference line: of judged pairs where the objective reads none."""
-    values = {
-        record[name] for record in records for name in chart.metrics.values() if record.get(name) is not None
-    } if chart.reference is not None else set()  # fmt: skip
-    return values == {chart.reference}
-
-
-def draw_charts(records: Records) -> list[tuple[str, str, str]]:
+def draw_charts(records: Records, *, reads_pairs: bool = True) -> list[tuple[str, str, str]]:
     """Return (title, hint, SVG) of every chart for which at least one metric was reported twice."""
     drawn = []
-    for chart in charts_of(records):
+    for chart in charts_of(records, reads_pairs=reads_pairs):
         series = [_read_series(records, legend, name) for legend, name in chart.metrics.items()]
         series = [line for line in series if line is not None]
         if any(len(line.steps) >= 2 for line in series):

@@ -59,7 +59,11 @@ def collect_report(run: RunFolder) -> dict[str, Any]:
     plan, data_report = run.read_json("plan"), run.read_json("data_report")
     records = run.read_metrics()
     config = run.read_config()
-    plots = [*draw_charts(records), *draw_overoptimisation(records), *draw_margins(run)]
+    plots = [
+        *draw_charts(records, reads_pairs=not _reads_advantages(config)),
+        *draw_overoptimisation(records),
+        *draw_margins(run),
+    ]
     return {
         "name": run.path.name,
         "manifest": manifest,
@@ -82,6 +86,11 @@ def is_tabular(value: Any) -> bool:
     return all(list(row) == list(value[0]) for row in value)
 
 
+def _reads_advantages(config: Mapping[str, Any]) -> bool:
+    advantage = config.get("advantage")
+    return isinstance(advantage, Mapping) and advantage.get("name") is not None
+
+
 def _with_rewards(run: RunFolder, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return samples with the reward, score and tokens that the run's rows hold of the same answers."""
     rows = run.read_rows("samples")
@@ -93,7 +102,7 @@ def _with_rewards(run: RunFolder, samples: Sequence[Mapping[str, Any]]) -> list[
         more = {}
         for moment in ("before", "after"):
             row = known.get((sample.get("prompt"), sample.get(moment)), {})
-            values = {name: row.get(name) for name in ("reward", "score", "num_tokens")}
+            values = {"reward": row.get("reward"), "score": row.get("score"), "tokens": row.get("num_tokens")}
             more |= {f"{name}_{moment}": value for name, value in values.items() if value is not None}
         found.append({**more, **sample})
     return found

@@ -74,7 +74,7 @@ def random_groups(
 
 
 _OF_TOKENS = {
-    Need.TOKENS, Need.TOKEN_WEIGHTS, Need.EDITS, Need.LOG_SUM_SQ, Need.POSITION_KL, Need.CRITICAL,
+    Need.TOKENS, Need.TOKEN_WEIGHTS, Need.EDITS, Need.LOG_SUM_SQ, Need.POSITION_KL, Need.CRITICAL, Need.Q_VALUES,
 }  # fmt: skip
 
 
@@ -145,6 +145,14 @@ def random_tokens(groups: ScoredGroups, needs: AbstractSet[Need], generator: tor
         log_sum_sq_PKT=uniform(-2.0, -0.1) if Need.LOG_SUM_SQ in needs else None,
         position_kl_PKT=uniform(0, 1) if Need.POSITION_KL in needs else None,
     )
+    if Need.Q_VALUES in needs:
+        tokens = replace(
+            tokens,
+            value_PKT=uniform(-1, 1),
+            q_PKT2=torch.stack([uniform(-1, 1), uniform(-1, 1)], dim=-1),
+            q_logps_PKT2=torch.stack([uniform(-2.0, -0.1), uniform(-2.0, -0.1)], dim=-1),
+            target_q_PKT=uniform(-1, 1),
+        )
     if Need.ADVANTAGES not in needs:
         return tokens
     # near enough that some ratios lie inside a clip of 0.2 and some outside, on both sides
@@ -208,7 +216,7 @@ def leaves(groups: ScoredGroups) -> dict[str, Tensor]:
         found = {"policy_logps_PK": groups.policy_logps_PK}
         if groups.tokens is not None:
             found = {"tokens.policy_logps_PKT": groups.tokens.policy_logps_PKT}
-            for name in ("position_kl_PKT", "value_PKT", "entropy_PKT"):
+            for name in ("position_kl_PKT", "value_PKT", "entropy_PKT", "q_PKT2", "q_logps_PKT2"):
                 found[f"tokens.{name}"] = getattr(groups.tokens, name)
     return {name: value for name, value in found.items() if value is not None}
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from accord.objectives import (
+    implicit_q,
     likelihood,
     listwise,
     logic,
@@ -33,6 +34,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
     **listwise.ROWS,
     **reward_model.ROWS,
     **token_level.ROWS,
+    **implicit_q.ROWS,
     **policy_gradient.ROWS,
     **logic.ROWS,
 }

@@ -41,6 +41,7 @@ class Need(Enum):
     LOG_SUM_SQ = "log_sum_sq"  # tokens.log_sum_sq_PKT
     POSITION_KL = "position_kl"  # tokens.position_kl_PKT: a pass of the reference beside each of the policy
     CRITICAL = "critical"  # tokens.critical_PKT: two more models
+    Q_VALUES = "q_values"  # tokens.value_PKT, q_PKT2, q_logps_PKT2 and target_q_PKT: heads beside the policy's own
     BEHAVIOUR = "behaviour"  # behaviour_logps_PK: of the sampler that wrote the responses
     PROMPT_EMBEDDINGS = "prompt_embeddings"  # prompt_embedding_PE
     MISMATCHED_KL = "mismatched_kl"  # mismatched_kl: one extra forward pass per batch

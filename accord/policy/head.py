@@ -69,8 +69,8 @@ class _LinearLogps(torch.autograd.Function):
     """log softmax(h Wᵀ + b)[target], block by block, with the backward pass written out.
 
     A block is a chunk of rows (tokens) by a tile of columns (words). With slope = p − onehot and upstream g:
-    ∂h = −g ⊙ (slope W),  ∂W = −slopeᵀ (g ⊙ h): two products, and nothing else over the vocabulary. Slopes are kept
-    where `keep` says so, otherwise recomputed from each row's log Σ exp.
+    ∂h = −g ⊙ (slope W),  ∂W = −slopeᵀ (g ⊙ h): two products, and nothing else over the vocabulary. Slopes of the
+    first `num_kept` rows are kept, the others recomputed from each row's log Σ exp.
     """
 
     @staticmethod
@@ -82,7 +82,7 @@ class _LinearLogps(torch.autograd.Function):
         targets_N: Tensor,
         statistics: tuple[Statistic, ...],
         block: tuple[int, int],
-        keep: bool,
+        num_kept: int,
     ) -> tuple[Tensor, ...]:
         wide = torch.promote_types(hidden_NH.dtype, torch.float32)
         num_tokens, vocabulary = hidden_NH.shape[0], weight_VH.shape[0]
@@ -90,13 +90,17 @@ class _LinearLogps(torch.autograd.Function):
         norms_N = torch.empty_like(logps_N)  # log Σ exp
         found: dict[str, list[Tensor]] = {name: [] for name in statistics}
         is_tiled = block[1] < vocabulary
-        kept = [hidden_NH.new_empty((num_tokens, vocabulary))] if keep and not is_tiled else []
-        work = None if keep and (is_tiled or wide == hidden_NH.dtype) else _work(hidden_NH, block, wide)
-        for rows in _spans(num_tokens, block[0]):
+        kept = [hidden_NH.new_empty((num_tokens, vocabulary))] if num_kept and not is_tiled else []
+        is_whole = num_kept == num_tokens and (is_tiled or wide == hidden_NH.dtype)
+        work = None if is_whole else _work(hidden_NH, block, wide)
+        for rows in _row_spans(num_tokens, block[0], num_kept if is_tiled else 0):
+            keep = rows.stop <= num_kept
             targets_C1 = targets_N[rows, None]
             target_C1, norms, tiles = logps_N.new_zeros(targets_C1.shape), [], []
             for words in _spans(vocabulary, block[1]):
-                into = work if work is not None or is_tiled else kept[0][rows]
+                into = work
+                if keep and (is_tiled or work is None):
+                    into = None if is_tiled else kept[0][rows]
                 logits_CW = _logits(into, hidden_NH[rows], weight_VH[words], bias_V)
                 for name, value in (_statistics_of_logits(logits_CW, statistics) if statistics else {}).items():
                     found[name].append(value)
@@ -118,7 +122,7 @@ class _LinearLogps(torch.autograd.Function):
                 elif p_CW.data_ptr() != kept[0][rows].data_ptr():
                     kept[0][rows] = p_CW
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, norms_N, *kept)
-        ctx.block, ctx.wide = (max(1, num_tokens), block[1]) if keep else block, wide
+        ctx.block, ctx.wide, ctx.num_kept = block, wide, num_kept
         extras = tuple(torch.cat(found[name]) if found[name] else logps_N.new_empty(0) for name in statistics)
         ctx.mark_non_differentiable(*extras)
         return (logps_N, *extras)
@@ -133,11 +137,11 @@ class _LinearLogps(torch.autograd.Function):
         grad_hidden_NH = make(hidden_NH) if needs_hidden else None
         grad_weight_VH = make(weight_VH, dtype=ctx.wide) if needs_weight else None
         grad_bias_V = torch.zeros_like(bias_V, dtype=ctx.wide) if needs_bias and bias_V is not None else None
-        work = None if kept else _work(hidden_NH, ctx.block, ctx.wide)
-        for rows in _spans(len(hidden_NH), ctx.block[0]):
+        work = None if ctx.num_kept == len(hidden_NH) else _work(hidden_NH, ctx.block, ctx.wide)
+        for rows in _row_spans(len(hidden_NH), ctx.block[0], ctx.num_kept):
             scaled_CH = (hidden_NH[rows] * minus_N1[rows]).to(hidden_NH.dtype)
             for number, words in enumerate(_spans(len(weight_VH), ctx.block[1])):
-                if kept:
+                if rows.stop <= ctx.num_kept:
                     slope_CW = kept[number]
                 else:
                     p_CW = _logits(work, hidden_NH[rows], weight_VH[words], bias_V)
@@ -161,6 +165,12 @@ class _LinearLogps(torch.autograd.Function):
 
 def _spans(length: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _row_spans(length: int, size: int, num_kept: int) -> list[slice]:
+    """Return the rows that are kept as one span, and the others in spans of `size`."""
+    first = [slice(0, num_kept)] if num_kept else []
+    return first + [slice(num_kept + span.start, num_kept + span.stop) for span in _spans(length - num_kept, size)]
 
 
 def _put(into: Tensor, part: Tensor, *, is_first: bool) -> None:
@@ -227,7 +237,7 @@ def linear_logps(
     """
     num_tokens, vocabulary = hidden_NH.shape[0], weight_VH.shape[0]
     word_bytes = max(4, hidden_NH.element_size())
-    keep = torch.is_grad_enabled() and num_tokens * vocabulary * word_bytes <= keep_bytes
+    most_kept = keep_bytes // max(1, vocabulary * word_bytes) if torch.is_grad_enabled() else 0
     wanted = tuple(statistics)
     # Full rows are for statistics, which need them; for lower precisions, whose slopes are rounded only once they are
     # complete; for a GPU, where a tile is too little work; and for a bias, where a tile may hold nothing but −inf.
@@ -235,7 +245,6 @@ def linear_logps(
     tile = min(vocabulary, (num_tile_words or TILE_WORDS) if can_tile else vocabulary)
     is_tiled = tile < vocabulary
     chunk = num_chunk_tokens or max(1, (TILE_BYTES if is_tiled else CHUNK_BYTES) // (tile * word_bytes))
-    if is_tiled and keep:
-        chunk = max(1, num_tokens)  # everything is kept in any case
-    logps_N, *extras = _LinearLogps.apply(hidden_NH, weight_VH, bias_V, targets_N, wanted, (chunk, tile), keep)  # type: ignore[misc]  # Function.apply is untyped
+    num_kept = min(num_tokens, most_kept) if is_tiled or num_tokens <= most_kept else 0  # full rows: all or none
+    logps_N, *extras = _LinearLogps.apply(hidden_NH, weight_VH, bias_V, targets_N, wanted, (chunk, tile), num_kept)  # type: ignore[misc]  # Function.apply is untyped
     return logps_N, dict(zip(wanted, extras, strict=True))

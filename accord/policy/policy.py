@@ -24,6 +24,7 @@ from accord.policy.layout import Batch, lay_out_plain, lay_out_tree
 from accord.policy.products import FastLinear
 from accord.policy.tokens.entropy import position_entropy
 from accord.policy.tokens.position_kl import Readout, position_kl
+from accord.policy.tokens.q_values import QValues
 from accord.records import Group, Response, Text
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class Scores:
     position_kl_N: Tensor | None = None  # KL(π_ref ‖ π) in nats, where a reference was given; carries grad
     entropy_N: Tensor | None = None  # of the next-token distributions, nats, where asked for; carries grad
     value_N: Tensor | None = None  # of a critic, before each token; carries grad
+    q_values: QValues | None = None  # of heads that learn what tokens are worth
 
     score_PK: Tensor | None = None  # a reward model's instead, as logits; 0 in padding slots …
     step_score_PKS: Tensor | None = None  # … at the ends of the steps of each response (S = most steps) …
@@ -221,10 +223,15 @@ class Policy(nn.Module):
                 position_kl_N=None if reference is None else position_kl(readout, reference),
                 entropy_N=position_entropy(readout) if with_entropy else None,
                 value_N=self.values(groups, readout),
+                q_values=self.q_values(readout, batch.targets_N),
             )
 
     def values(self, groups: Sequence[TokenGroup], readout: Readout) -> Tensor | None:
         """Return what a critic says before each response token; None without one."""
+        return None
+
+    def q_values(self, readout: Readout, taken_N: Tensor) -> QValues | None:
+        """Return what heads of action values say of the response tokens; None without such heads."""
         return None
 
     @torch.no_grad()

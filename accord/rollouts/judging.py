@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from accord.errors import AccordError, FeedbackError
-from accord.feedback.findings import Finding, Reward
+from accord.feedback.findings import Finding, Reward, Scores
 from accord.records import Group, Judgement, Outcome, Rating, Verdict
 from accord.run.metrics import Sums
 
@@ -36,8 +36,8 @@ def judge(groups: Sequence[Group], reward: Reward) -> list[Group]:
         )
     if strange := [item for of_group in found for item in of_group if not isinstance(item, Finding)]:
         raise FeedbackError(
-            f"reward {reward.name} returned {strange[0]!r:.80} for a response — expected a Finding: Finding(score=1.0), "
-            "or Finding(score=None, reason=…) where it cannot know"
+            f"reward {reward.name} returned {strange[0]!r:.80} for a response — expected a Finding: "
+            "Finding(score=1.0), or Finding(score=None, reason=…) where it cannot know"
         )
     return [
         replace(group, judgements=(*group.judgements, *_judgements(of_group, reward.name)))
@@ -66,6 +66,22 @@ def _judgements(findings: Sequence[Finding], name: str) -> Iterator[Judgement]:
         for part, value in finding.parts.items():
             if value is not None and math.isfinite(value):
                 yield Rating(response=index, value=value, attribute=part, judge=name)
+
+
+def with_totals(groups: Sequence[Group], totals: Scores) -> list[Group]:
+    """Return judged groups whose known rewards are replaced by other totals of the same parts."""
+    return [
+        replace(group, judgements=tuple(_with_total(judgement, row) for judgement in group.judgements))
+        for group, row in zip(groups, totals, strict=True)
+    ]
+
+
+def _with_total(judgement: Judgement, totals: Sequence[float | None]) -> Judgement:
+    if not isinstance(judgement, Rating) or judgement.attribute != "overall":
+        return judgement
+    total = totals[judgement.response]
+    assert total is not None, "weights change what a reward is, not whether it is known"
+    return replace(judgement, value=total)
 
 
 def rewards_of(group: Group) -> list[float | None]:

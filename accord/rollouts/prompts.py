@@ -66,7 +66,7 @@ def _encode(config: AlignConfig, groups: list[Group], policy: Policy) -> tuple[l
 
 
 def longest_response(config: AlignConfig, group: TokenGroup) -> int:
-    """Return how many tokens a response to a prompt may have, or, in a replay, how many the longest recorded one has."""
+    """Return how many tokens a response may have; in a replay, how many the longest recorded one has."""
     if config.source != "replay" or group.source is None:
         return config.rollout.max_tokens
     return max(len(response.token_ids or ()) for response in group.source.responses)

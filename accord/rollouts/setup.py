@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 
 from accord.config import AlignConfig
 from accord.data import write_groups
@@ -18,6 +19,7 @@ from accord.policy.critic import ActorCritic
 from accord.policy.policy import Policy
 from accord.policy.reward import load_reward
 from accord.policy.sampling import SamplingSettings, sample_responses, stop_ids
+from accord.policy.value_heads import HEADS_FILE, ValueLearner
 from accord.records import Group, Response
 from accord.rollouts.judging import judge
 from accord.rollouts.prompts import longest_response
@@ -61,6 +63,7 @@ def online_spec(spec: ObjectiveSpec, worth: Worth) -> ObjectiveSpec:
 def prepare_policy(config: AlignConfig, spec: ObjectiveSpec, policy: Policy) -> Policy:
     """Return the policy at the temperature it samples at, with a critic where values are asked for."""
     policy.temperature = config.rollout.temperature
+    policy = with_value_heads(config, spec, policy)
     if Need.VALUES not in spec.needs or isinstance(policy, ActorCritic):
         return policy
     path, model = config.critic.path, config.model
@@ -79,6 +82,21 @@ def prepare_policy(config: AlignConfig, spec: ObjectiveSpec, policy: Policy) -> 
     with_critic = ActorCritic(policy, critic=critic)
     with_critic.temperature = policy.temperature
     return with_critic.train()
+
+
+def with_value_heads(config: AlignConfig, spec: ObjectiveSpec, policy: Policy) -> Policy:
+    """Return the policy with heads of Q and V where they are asked for: those saved beside it, or new ones."""
+    if Need.Q_VALUES not in spec.needs:
+        return policy
+    learner = policy
+    if not isinstance(learner, ValueLearner):
+        learner = ValueLearner(policy, seed=config.train.seed)
+        if (Path(policy.path) / HEADS_FILE).is_file():
+            learner.take_heads(policy.path)
+    settings = config.objective.settings
+    asked = [settings, *settings.get("parts", {}).values()]
+    learner.polyak = next((part["polyak"] for part in asked if "polyak" in part), learner.polyak)
+    return learner.train()
 
 
 def longest_group(config: AlignConfig, prompts: Sequence[TokenGroup]) -> TokenGroup:

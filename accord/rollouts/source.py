@@ -10,7 +10,7 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,13 +21,14 @@ from accord.config.online.sections import RolloutConfig
 from accord.data.batching import epoch_batches
 from accord.data.tokens import TokenGroup
 from accord.errors import AccordError, TrainingError
-from accord.feedback.findings import Reward
+from accord.feedback.findings import Layers, Reward, Scores, StatefulReward
 from accord.groups import Advantages, RolloutBatch
 from accord.objectives.advantages import AdvantageSpec, RolloutState, advance_kl_coef
 from accord.objectives.advantages.rewards import token_kl
 from accord.records import Group, Response
 from accord.rollouts.estimation import Measured, measure_tokens, to_batch, with_advantages
-from accord.rollouts.judging import judge, reward_sums, rewards_of
+from accord.rollouts.judging import judge, reward_sums, rewards_of, with_totals
+from accord.rollouts.part_gradients import gradient_gram
 from accord.rollouts.tokens import from_plain, to_plain, to_token_group
 from accord.run.held_out.answers import gathered
 from accord.run.metrics import Sums, add_up
@@ -114,6 +115,7 @@ class RolloutSource:
             "ahead": [[to_plain(group) for group in groups] for groups in self._ahead],
             "advantage": self._state,
             "kl_coef": self._kl_coef,
+            "reward": self._reward.state() if isinstance(self._reward, StatefulReward) else {},
         }
 
     def take_up(self, state: dict[str, Any]) -> None:
@@ -122,6 +124,8 @@ class RolloutSource:
         self._groups = [from_plain(plain) for plain in state["groups"]]
         self._ahead = deque([from_plain(plain) for plain in groups] for groups in state["ahead"])
         self._state, self._kl_coef = state["advantage"], state["kl_coef"]
+        if isinstance(self._reward, StatefulReward) and state.get("reward"):
+            self._reward.take_up(state["reward"])
 
     def check(self, sums: Sums) -> None:
         """Warn where sampler and trainer disagree about the same tokens; raise TrainingError where they are apart."""
@@ -162,6 +166,7 @@ class RolloutSource:
         groups = self._ahead.popleft()
         if not groups:
             return []
+        groups = self._weighed(groups)
         worth, measured = self._worth, Measured()
         if worth.needs_old or worth.needs_reference or worth.needs_values:
             measured = measure_tokens(
@@ -173,6 +178,27 @@ class RolloutSource:
         self._advance(batch)
         self.keep(block, [group.source for group in groups if group.source is not None])
         return groups
+
+    def _weighed(self, groups: list[TokenGroup]) -> list[TokenGroup]:
+        """Return a rollout with the rewards of a reward whose weights move; every process moves them alike."""
+        if not isinstance(self._reward, StatefulReward):
+            return groups
+
+        def gradients(parts: Mapping[str, Scores], *, layers: Layers) -> list[list[float]]:
+            return gradient_gram(
+                groups, parts, self.scoring, spec=self._worth.spec, settings=self._worth.settings,
+                max_tokens=self._train.max_batch_tokens, layers=layers,
+            )  # fmt: skip
+
+        sources = [_source(group) for group in groups]
+        found = self._reward.weigh(sources, gradients)
+        self._sums = add_up(
+            (self._sums, {f"rollout/{name}": (value, 1.0) for name, value in found.numbers.items()})
+        )  # fmt: skip
+        return [
+            replace(group, judgements=source.judgements, source=source)
+            for group, source in zip(groups, with_totals(sources, found.scores), strict=True)
+        ]
 
     def _advantages(self, batch: RolloutBatch) -> Advantages | None:
         if self._worth.spec is None:
@@ -237,7 +263,12 @@ class RolloutSource:
         if self._draw is not None:
             drawn = self._draw([prompt.prompt_ids for _, prompt in prompts], [place for place, _ in prompts])
             groups = [
-                replace(group, responses=responses, judgements=(), extra={**group.extra, "policy_version": self._version})
+                replace(
+                    group,
+                    responses=responses,
+                    judgements=(),
+                    extra=dict(group.extra) | {"policy_version": self._version},
+                )
                 for group, responses in zip(groups, drawn, strict=True)
             ]
         elif self._reward is not None:

@@ -9,14 +9,12 @@ from typing import Any
 from accord.config import AlignConfig, flatten
 from accord.data.tokens import TokenGroup
 from accord.feedback.composition import check_reward
-from accord.feedback.composition import check_reward
 from accord.feedback.findings import Reward
 from accord.objectives import ObjectiveSpec
 from accord.policy.policy import Policy
 from accord.rollouts.judging import check_prompts
 from accord.rollouts.prompts import encode_run_prompts
 from accord.rollouts.setup import (
-    IN_MEMORY,
     IN_MEMORY,
     answers_of,
     longest_group,
@@ -25,6 +23,7 @@ from accord.rollouts.setup import (
     make_worth,
     online_spec,
     prepare_policy,
+    with_value_heads,
 )
 from accord.rollouts.source import RolloutSource
 from accord.run.data import DataFacts, RunData, check_needs, encode_run_data, with_token_facts
@@ -50,8 +49,8 @@ class FromFile:
         check_needs(self.config.objective.name, self.spec, data)
 
     def prepare(self, policy: Policy) -> Policy:
-        """Return the policy as it will be trained."""
-        return policy
+        """Return the policy as it will be trained: with heads of values where they are asked for."""
+        return with_value_heads(self.config, self.spec, policy)
 
     def encode(self, config: AlignConfig, data: RunData, policy: Policy) -> Encoded:
         """Return the groups to train on, those held out, and the data report."""

@@ -28,12 +28,13 @@ from accord.policy.prompt_embedding import prompt_embeddings
 from accord.policy.reference import Reference
 from accord.policy.reward import RewardModel
 from accord.policy.tokens.scored import recorded_logps, to_scored_tokens
+from accord.policy.value_heads import ValueLearner
 from accord.run.held_out.answers import Answers, Gather
 
 T = TypeVar("T")
 OF_TOKENS = {
     Need.TOKENS, Need.TOKEN_WEIGHTS, Need.EDITS, Need.LOG_SUM_SQ, Need.POSITION_KL, Need.CRITICAL,
-    Need.ADVANTAGES, Need.SAMPLER_LOGPS, Need.VALUES, Need.ENTROPY,
+    Need.ADVANTAGES, Need.SAMPLER_LOGPS, Need.VALUES, Need.ENTROPY, Need.Q_VALUES,
 }  # fmt: skip
 """What objectives are shown as `ScoredGroups.tokens`."""
 _REFERENCE = "reference/"  # before the names of its weights among what moves
@@ -145,7 +146,9 @@ class Scoring:
             self.state = self.spec.state.advance(self.state, sums, **self.settings)
 
     def follow(self, step: int) -> None:
-        """Let a reference that moves take up the policy's weights after a step, where its rule says so."""
+        """Let what follows the policy move after a step: a reference by its rule, targets of values by their share."""
+        if isinstance(self.policy, ValueLearner):
+            self.policy.follow()
         if self.moving_reference is not None:
             self.moving_reference.follow(step)
 

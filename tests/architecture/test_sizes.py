@@ -26,7 +26,7 @@ FULLER_FOLDERS = {
     "accord/run": (12, "a run seen part by part"),
     "accord/feedback/people": (11, "a project seen part by part, and the one database below them all"),
     "accord/lab": (13, "two worlds: three files of the enumerable one, eight of the readable one"),
-    "accord/policy": (15, "one model seen from every side: layout, attention, head, check, reference, sampling, …"),
+    "accord/policy": (16, "one model seen from every side: layout, attention, head, check, reference, sampling, …"),
 }
 PROGRAMS = {"accord.lab.build", "accord.lab.journeys.__main__"}
 VAGUE = {"utils", "util", "common", "helpers", "misc", "base", "core", "tools"}

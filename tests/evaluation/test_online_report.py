@@ -27,7 +27,7 @@ def records(metrics: dict[str, float], steps: int = 3) -> list[dict[str, float]]
 
 def online_run(path: Path) -> RunFolder:
     run = RunFolder.create(path)
-    run.write_config({"method": "grpo", "objective": {"name": "ppo_clip"}})
+    run.write_config({"method": "grpo", "objective": {"name": "ppo_clip"}, "advantage": {"name": "grpo"}})
     for record in records(ONLINE):
         run.append_metrics(record.pop("step"), record)  # type: ignore[arg-type]
     for step, reward, answer in ((0, 0.25, "short"), (3, 0.875, "a longer one")):
@@ -40,7 +40,7 @@ def online_run(path: Path) -> RunFolder:
 
 
 def test_rewards_come_first_and_pairs_that_nobody_reads_not_at_all():
-    titles = [title for title, _, _ in draw_charts(records(ONLINE))]
+    titles = [title for title, _, _ in draw_charts(records(ONLINE), reads_pairs=False)]
     assert titles[:2] == ["Reward", "Parts of the reward"]
     for title in ("Divergence from the reference", "Length", "Responses and prompts that teach little"):
         assert titles.count(title) == 1
@@ -51,8 +51,7 @@ def test_rewards_come_first_and_pairs_that_nobody_reads_not_at_all():
 
 
 def test_pairs_that_an_objective_reads_stay():
-    online_dpo = ONLINE | {"rewards/margins": 0.25, "rewards/accuracies": 0.75}
-    assert {"Accuracy", "Margin"} <= {chart.title for chart in charts_of(records(online_dpo))}
+    assert {"Accuracy", "Margin"} <= {chart.title for chart in charts_of(records(ONLINE))}
 
 
 def test_a_run_on_a_file_has_the_charts_it_had():
@@ -64,6 +63,8 @@ def test_more_parts_than_one_plot_can_tell_apart_take_two():
     parts = {f"rollout/reward/p{number}": float(number) for number in range(6)}
     found = [chart for chart in charts_of(records(parts)) if chart.title == "Parts of the reward"]
     assert [sorted(chart.metrics) for chart in found] == [["p0", "p1", "p2", "p3"], ["p4", "p5"]]
+    one = charts_of(records({"rollout/reward/gold": 1.0}))[1]  # a single line has no legend
+    assert one.title == "Part of the reward: gold"
 
 
 def test_the_numbers_on_top_are_the_held_out_reward_with_its_interval(tmp_path: Path):
@@ -77,10 +78,11 @@ def test_the_numbers_on_top_are_the_held_out_reward_with_its_interval(tmp_path: 
 def test_answers_are_shown_with_their_rewards(tmp_path: Path):
     run = online_run(tmp_path / "run")
     (sample,) = collect_report(run)["samples"]
-    assert dict(sample["notes"]["before"]) == {"reward": "0.250", "num tokens": "7"}
-    assert dict(sample["notes"]["after"]) == {"reward": "0.875", "num tokens": "7"}
+    assert dict(sample["notes"]["before"]) == {"reward": "0.250", "tokens": "7"}
+    assert dict(sample["notes"]["after"]) == {"reward": "0.875", "tokens": "7"}
     page = render_report(run)
     assert "reward 0.875" in page
+    assert "Margin over steps" not in page  # the objective reads advantages
     assert "grpo" in page
 
 

@@ -73,6 +73,11 @@ def in_two_tokens(logps_PK: torch.Tensor, reference_PK: torch.Tensor | None) -> 
         critical_PKT=torch.full_like(halves_PKT, 0.5),
         log_sum_sq_PKT=torch.logsumexp(2 * logps_PK, dim=1).detach().expand_as(is_trained_PKT) / 2,
         position_kl_PKT=kl.expand_as(is_trained_PKT) / 2,
+        # heads that know nothing
+        value_PKT=torch.zeros_like(halves_PKT),
+        q_PKT2=torch.zeros(*halves_PKT.shape, 2, dtype=halves_PKT.dtype),
+        q_logps_PKT2=torch.zeros(*halves_PKT.shape, 2, dtype=halves_PKT.dtype),
+        target_q_PKT=torch.zeros_like(halves_PKT),
         # as sampled a moment ago: the reward of the best less the mean reward
         old_logps_PKT=halves_PKT.detach(),
         advantage_PKT=((torch.arange(NUM_RESPONSES) == BEST).double() - 1 / NUM_RESPONSES)[None, :, None].expand_as(

@@ -81,9 +81,7 @@ def test_a_head_reads_the_state_before_each_token_at_any_temperature(tmp_path: P
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_no_value_sees_its_own_token_or_a_later_one(variant: str, tmp_path: Path):
     policy = actor_critic(variant, tmp_path)
-    one, other = (
-        [TokenGroup(prompt_ids=(5, 6), responses=(TokenResponse(ids=(7, 8, last, 11)),))] for last in (9, 10)
-    )
+    one, other = ([TokenGroup(prompt_ids=(5, 6), responses=(TokenResponse(ids=(7, 8, last, 11)),))] for last in (9, 10))
     first, second = values(policy, one), values(policy, other)
     torch.testing.assert_close(first[:3], second[:3], rtol=0, atol=1e-6)
     assert abs(first[3] - second[3]) > 1e-4
@@ -139,7 +137,7 @@ def test_what_is_trained_names_the_critic_apart_and_everything_once(variant: str
 
 
 def test_a_model_that_makes_its_logits_itself_has_no_place_for_a_head():
-    with pytest.raises(PolicyError, match="a value head cannot read its states — .*critic.path=policy"):
+    with pytest.raises(PolicyError, match=r"a value head cannot read its states — .*critic.path=policy"):
         ActorCritic(build_policy("cohere"))(ragged_groups((2,), longest=5))
 
 

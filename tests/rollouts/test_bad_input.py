@@ -83,16 +83,14 @@ def test_rows_without_the_column_that_a_reward_reads_are_named_before_anything_i
 
 
 def test_a_reward_in_memory_beside_one_of_the_settings(tmp_path: Path):
-    with pytest.raises(ConfigError, match="got a reward in memory and also reward.length_penalty.weight"):
+    with pytest.raises(ConfigError, match=r"got a reward in memory and also reward.length_penalty.weight"):
         run(PROMPTS[:2], tmp_path / "out", reward=GoldReward(), **SHORT | {"reward.length_penalty.weight": 1.0})
 
 
 def test_a_critic_of_another_vocabulary(tmp_path: Path):
     other = save_model(tmp_path / "other")
     with pytest.raises(PolicyError, match=r"vocabulary of 61, not \d+ — expected a model that reads the policy's"):
-        run(
-            PROMPTS[:2], tmp_path / "out", reward=GoldReward(), **SHORT | {"method": "ppo", "critic.path": str(other)}
-        )
+        run(PROMPTS[:2], tmp_path / "out", reward=GoldReward(), **SHORT | {"method": "ppo", "critic.path": str(other)})
 
 
 def test_a_replay_of_what_was_not_sampled(tmp_path: Path):

@@ -47,6 +47,7 @@ def _check_rollouts(config: AlignConfig) -> None:
     reads_pairs = bool(needs & {Need.PREFERENCES, Need.STRENGTHS, Need.WIN_FRACTIONS, Need.LABELS, Need.OPPONENTS})
     of_data = ["relabel", "goal", "select", "select_fraction"]
     replays = config.source == "replay"
+    dynamic = config.reward.sections.get("dynamic")
     for is_wrong, why in (
         (spec.family == "reward_model", f"{name} trains a reward model, which samples nothing — set source=file"),
         (
@@ -99,6 +100,18 @@ def _check_rollouts(config: AlignConfig) -> None:
         (
             rollout.kl_target is not None and not advantage.settings.get("kl_coef"),
             "rollout.kl_target is set but advantage.kl_coef is 0: there is no KL in the reward to steer",
+        ),
+        (
+            dynamic == "hypervolume" and (advantage.spec is None or "scale" in advantage.spec.invariant_to),
+            f"reward.dynamic=hypervolume multiplies all rewards by one number, and with "
+            f"{f'advantage.name={advantage.name}' if advantage.name else name} nothing comes of that: it looks at "
+            "rewards relative to each other — use an advantage in the reward's own scale, such as method=rloo",
+        ),
+        (
+            dynamic == "gradients" and (advantage.spec is None or advantage.spec.critic),
+            f"reward.dynamic=gradients needs the advantages of each part by itself, which "
+            f"{f'advantage.name={advantage.name} has no critic for' if advantage.name else f'{name} does not have'} — "
+            "use a method with an advantage and without a critic, such as method=grpo or method=rloo",
         ),
         (idle_keys(config.data, "data", of_data), "data.relabel, data.goal and data.select are for judged files"),
         (

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
-from pydantic import ConfigDict, ValidationError, create_model
+from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, create_model
 
 from accord.errors import ConfigError
 from accord.feedback.composition.combine import Combine, Composition, OnUnknown, Part, Shaping, check_parts
 from accord.feedback.composition.infalign import InferenceCalibrated, Transform, read_references
+from accord.feedback.composition.moving import DYNAMICS, STEP, Dynamic, DynamicReward, check_dynamic, make_dynamic
 from accord.feedback.composition.shaping import (
     Abstention,
     CosineLength,
@@ -24,7 +25,7 @@ from accord.feedback.composition.shaping import (
     RepetitionReward,
     Unit,
 )
-from accord.feedback.findings import Reward
+from accord.feedback.findings import Layers, Reward
 from accord.feedback.verifiers.texts import ABSTENTIONS
 
 
@@ -94,6 +95,27 @@ def _model(
     )  # fmt: skip
 
 
+def _critique(
+    given: Given, *, critic: str, scorer: str, max_tokens: PositiveInt = 256, temperature: NonNegativeFloat = 0.0,
+    seed: int = 0, centre: str | None = None, scale: bool | None = None, chat_template: str = "auto",
+    precision: str = "float32", max_batch_tokens: int = 8192,
+) -> Reward:  # fmt: skip
+    from accord.feedback.critique_reward import CritiqueReward
+    from accord.feedback.reward_models import reward_model_reward
+    from accord.policy.load import load_policy
+    from accord.policy.sampling import SamplingSettings
+
+    scores = reward_model_reward(
+        scorer, centre=centre, scale=scale, chat_template=chat_template, precision=precision,
+        max_batch_tokens=max_batch_tokens, device=given.device,
+    )  # fmt: skip
+    return CritiqueReward(
+        critic=load_policy(critic, precision=cast(Any, precision), device=given.device), scorer=scores,
+        sampling=SamplingSettings(num_responses=1, max_tokens=max_tokens, temperature=temperature, seed=seed),
+        chat_template=chat_template,
+    )  # fmt: skip
+
+
 def _judge(
     given: Given, *, url: str, model: str, prompt: str = "pointwise.v1", rubric: str = "",
     reference_key: str | None = None, lowest: float = 1.0, highest: float = 10.0, temperature: float = 0.0,
@@ -116,6 +138,7 @@ def _judge(
 
 
 REWARDS: dict[str, Builder] = {
+    "critique": _critique,
     "judge": _judge,
     "model": _model,
     "length_penalty": _length,
@@ -141,16 +164,23 @@ _OF_WHOLE: dict[str, tuple[Any, Any]] = {
     "on_unknown": (OnUnknown, "unknown"),
     "closed": (float, 0.0),
     "quantile": (float, 0.85),
+    "dynamic": (Dynamic | None, None),
+    "dynamic_step": (PositiveFloat, STEP),
+    "dynamic_layers": (Layers, "middle"),
 }
 _REPLACES = {"cosine_length", "abstention", "infalign"}  # shapings that say again, in another way, what `of` says
 
 
-def build_reward(settings: Mapping[str, Any], *, policy_tokenizer: Any = None, device: Any = None) -> Composition:
+def build_reward(
+    settings: Mapping[str, Any], *, policy_tokenizer: Any = None, device: Any = None
+) -> Composition | DynamicReward:
     """Return the reward that settings describe, such as `{"gsm8k": {}, "overlong": {"max_length": 512, "buffer": 64}}`.
 
     Keys: names of `reward_names()`, each with its settings beside `weight` (1), `gate`, `passes_at`, `of` (the part
     that a shaping reads; the only other one unless given) and `kind` (the reward's name, where the key is one's own
-    name for it); and, for the whole, `combine`, `on_unknown`, `closed` and `quantile` of `Composition`.
+    name for it); and, for the whole, `combine`, `on_unknown`, `closed` and `quantile` of `Composition`, and `dynamic`,
+    the rule of `DYNAMICS` by which the weights move in a run that samples, with its `dynamic_step` and
+    `dynamic_layers`.
     `policy_tokenizer` is that of sampled token ids: lengths count its tokens, and a reward model with the same
     vocabulary reads the ids as they are. A part that another stands for (`cosine_length`, `abstention`, `infalign`)
     has weight 0 unless one is given.
@@ -163,7 +193,9 @@ def build_reward(settings: Mapping[str, Any], *, policy_tokenizer: Any = None, d
         scores = _builder(one.name, one.kind)(given, **one.settings)
         key = "shaping" if _is_shaping(one.kind) else "source"
         parts.append(replace(one.part, **{key: scores}))
-    return Composition(parts=tuple(parts), **whole)
+    dynamic, step, layers = (whole.pop(key) for key in ("dynamic", "dynamic_step", "dynamic_layers"))
+    composition = Composition(parts=tuple(parts), **whole)
+    return composition if dynamic is None else make_dynamic(composition, dynamic, step=step, layers=layers)
 
 
 def check_reward(settings: Mapping[str, Any]) -> None:
@@ -205,6 +237,8 @@ def _plan(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[_Planned]]:
     parts = [one.part for one in planned]
     _refuse_idle(settings, whole, parts)
     check_parts(parts, combine=whole["combine"], quantile=whole["quantile"])
+    if whole["dynamic"] is not None:
+        check_dynamic(whole["dynamic"], parts, combine=whole["combine"])
     return whole, planned
 
 
@@ -256,7 +290,11 @@ def _builder(name: str, kind: str) -> Builder:
 
 def _refuse_idle(settings: Mapping[str, Any], whole: Mapping[str, Any], parts: Sequence[Part]) -> None:
     """Raise ConfigError for a setting that this composition never looks at."""
-    combine, has_gate = whole["combine"], any(part.is_gate for part in parts)
+    dynamic, combine, has_gate = whole["dynamic"], whole["combine"], any(part.is_gate for part in parts)
+    of_rule = DYNAMICS[dynamic].reads if dynamic is not None else frozenset[str]()
+    if unread := [key for key in ("dynamic_step", "dynamic_layers") if key in settings and key not in of_rule]:
+        shown = ", ".join(f"reward.{key}" for key in unread)
+        raise ConfigError(f"got {shown}, which reward.dynamic={dynamic} does not look at — leave it out")
     idle = [
         key
         for key, is_read in (("closed", has_gate), ("quantile", combine == "log_sigmoid"))

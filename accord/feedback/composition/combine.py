@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
 
 import numpy as np
 
 from accord.errors import ConfigError, FeedbackError
-from accord.feedback.findings import Finding, Reward
+from accord.feedback.findings import Finding, Reward, Scores
 from accord.records import Group
 
 Combine = Literal["sum", "product", "min", "lexicographic", "normalised_sum", "log_sigmoid"]
@@ -98,6 +98,20 @@ class Composition:
             check = getattr(part.source, "check_groups", None)  # other sources read texts alone
             if check is not None:
                 check(groups)
+
+    def totals(self, parts: Mapping[str, Scores], weights: Mapping[str, float]) -> Scores:
+        """Return the totals of parts that are scored already (all of them, by name), under other weights."""
+        other = replace(self, parts=tuple(replace(p, weight=weights.get(p.name, p.weight)) for p in self.parts))
+        sizes = [len(row) for row in parts[self.parts[0].name]]
+        return [
+            [
+                finding.score
+                for finding in other._of_group(
+                    {p.name: [Finding(score=score) for score in parts[p.name][place]] for p in self.parts}, size
+                )
+            ]
+            for place, size in enumerate(sizes)
+        ]
 
     def _of_group(self, found: Mapping[str, Sequence[Finding]], num_responses: int) -> list[Finding]:
         raw = {name: [finding.score for finding in findings] for name, findings in found.items()}

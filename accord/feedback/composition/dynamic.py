@@ -64,8 +64,9 @@ class HypervolumeGuide:
             return 1.0
         reference, *front = self.points
         gain = hypervolume([*front, point], reference) - hypervolume(np.array(front), reference)
-        if gain > 0:
-            self.points.append(point)
+        if gain > 0:  # what the new point dominates adds no volume any more
+            beyond = [old for old in front if any(mine > new for mine, new in zip(old, point, strict=True))]
+            self.points = [reference, *beyond, point]
         return meta_reward(gain)
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,12 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accord.alignment import align
 from accord.data import load_groups
 from accord.errors import ConfigError
 from accord.feedback.people import Project, ProjectSettings, create_project
 from accord.lab.annotators import GOLD
-from accord.lab.journeys.parts import BASE, QUIET, Tell, compare_with_base, measure, sample_groups
+from accord.lab.journeys.parts import BASE, Tell, compare_with_base, learn_from, measure, sample_groups
 from accord.lab.text_world import split_requests
 from accord.policy.load import load_policy
 
@@ -52,9 +51,7 @@ def collect(out: Path, *, seed: int, tell: Tell) -> dict[str, Any]:
             project.export(folder / "judged.jsonl")
         tell(f"round {number}: {counts[-1]} judgements over HTTP")
         judged = load_groups(folder / "judged.jsonl").groups
-        done = align(
-            model=model, groups=judged, out=str(folder / "dpo"), overwrite=True, **(QUIET | DPO | {"train.seed": seed})
-        )
+        done = learn_from(judged, folder / "dpo", seed=seed, model=model, **DPO)
         policy, model = done.policy, str(folder / "dpo" / "model")
         stages[f"round {number}"] = compare_with_base(policy, base, before, seed=seed)
     return {"stages": stages, "judgements": counts}

@@ -9,21 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from accord.alignment import align
 from accord.data import write_groups
 from accord.feedback.judges import judge_groups as judge_by
 from accord.feedback.judges.chat import Conversation, Reply
 from accord.feedback.judges.constitution import ConstitutionJudge, critique_and_revise, demonstrations
 from accord.feedback.judges.prompts import Principle
+from accord.lab.annotators import response_text
 from accord.lab.journeys.parts import (
     BASE,
-    QUIET,
     Tell,
     compare_with_base,
+    learn_from,
     measure,
     sample_groups,
 )
 from accord.lab.text_world import (
+    FACTS,
     FILLERS,
     MARKERS,
     Request,
@@ -32,11 +33,11 @@ from accord.lab.text_world import (
     parse_response,
     split_requests,
 )
-from accord.lab.annotators import response_text
 from accord.policy.load import load_policy
 from accord.records import Group
 
 ANSWERS_PER_REQUEST = 24
+NUM_REVISIONS = 4
 PAIRS_PER_REQUEST = 32
 SFT: dict[str, Any] = {"objective": "sft", "train.batch_size": 64, "train.lr": 3e-4, "train.epochs": 2}
 DPO: dict[str, Any] = {
@@ -53,7 +54,14 @@ def _principle(name: str, asked: str, change: str) -> Principle:
     )
 
 
+IN_FULL = Principle(
+    name="in full",
+    critique="Say how many of the facts that were asked for are missing.",
+    revision="Rewrite the answer: add the facts that are missing.",
+    choice="Which of the two answers leaves out fewer of the facts that were asked for?",
+)
 PRINCIPLES = (
+    IN_FULL,
     _principle("on the topic", "say what was not asked about", "say only what was asked about"),
     _principle("not twice", "say a thing twice", "say each thing once"),
     _principle("in the tone", "are not in the tone asked for", "use only words of the tone asked for"),
@@ -64,7 +72,7 @@ _BETWEEN = r"<{0}>\n(.*?)\n</{0}>"
 class LabChat:
     """Answers a constitution's questions about the text world by rule: it sees violations, never the gold reward.
 
-    It criticises, revises and chooses by the three `PRINCIPLES`; the log-odds of a choice are the difference in
+    It criticises, revises and chooses by the four `PRINCIPLES`; the log-odds of a choice are the difference in
     violations of the principle that is asked about. It understands `revise.v1` and `choice.v1` alone.
     """
 
@@ -98,14 +106,30 @@ class LabChat:
 
 
 def num_violations(request: Request, text: str, principle: str) -> int:
-    """Return how many items of an answer violate a principle (given by its name)."""
+    """Return how many items of an answer violate a principle (given by its name), or are missing from it."""
+    if principle == IN_FULL.name:
+        return len(_missing(request, text))
     return sum(is_violation for _, is_violation in _checked(request, text, principle))
 
 
 def rewritten(request: Request, text: str, principle: str) -> str:
-    """Return the answer without the items that violate a principle; one left with nothing stays as it is."""
+    """Return the answer without the items that violate a principle, or with those that it lacks.
+
+    One that would be left with nothing stays as it is.
+    """
+    if principle == IN_FULL.name:
+        return " ".join([text, *_missing(request, text)]).strip()
     kept = [item for item, is_violation in _checked(request, text, principle) if not is_violation]
     return " ".join(kept) or text
+
+
+def _missing(request: Request, text: str) -> list[str]:
+    """Return true sentences about the topic that would bring the answer to the number asked for."""
+    said = {fact for fact in parse_response(text).facts if fact[0] == request.topic}
+    unsaid = [
+        f"{request.topic} {rest}." for i, rest in enumerate(FACTS[request.topic]) if (request.topic, i) not in said
+    ]
+    return unsaid[: max(0, request.k - len(said))]
 
 
 def _checked(request: Request, text: str, principle: str) -> list[tuple[str, bool]]:
@@ -169,18 +193,17 @@ def constitutional(out: Path, *, seed: int, tell: Tell) -> dict[str, Any]:
     requests, _ = split_requests()
     before = measure(base, seed=seed)
     drafts = sample_groups(base, requests, num_responses=1, repeats=ANSWERS_PER_REQUEST, seed=seed)
-    chains = critique_and_revise(drafts, chat, principles=PRINCIPLES, num_revisions=3, seed=seed)
-    by_step = [float(np.mean([_gold(chain, step) for chain in chains])) for step in range(4)]
+    chains = critique_and_revise(drafts, chat, principles=PRINCIPLES, num_revisions=NUM_REVISIONS, seed=seed)
+    by_step = [float(np.mean([_gold(chain, step) for chain in chains])) for step in range(NUM_REVISIONS + 1)]
     tell(f"gold by revision: {', '.join(f'{value:.2f}' for value in by_step)}")
     last = [Group(prompt=chain.prompt, responses=chain.responses[-1:]) for chain in demonstrations(chains)]
     write_groups(out / "revisions.jsonl", last)
-    shared = QUIET | {"train.seed": seed}
-    sft = align(policy=load_policy(BASE), groups=last, out=str(out / "sft"), overwrite=True, **(shared | SFT))
+    sft = learn_from(last, out / "sft", seed=seed, **SFT)
     pairs = sample_groups(sft.policy, requests, num_responses=2, repeats=PAIRS_PER_REQUEST, seed=seed + 2**16)
     judged = judge_by(pairs, ConstitutionJudge(chat=chat, principles=PRINCIPLES))
     write_groups(out / "ai_judged.jsonl", judged)
     revised = compare_with_base(sft.policy, base, before, seed=seed)
-    dpo = align(model=str(out / "sft" / "model"), groups=judged, out=str(out / "dpo"), overwrite=True, **(shared | DPO))
+    dpo = learn_from(judged, out / "dpo", seed=seed, model=out / "sft" / "model", **DPO)
     return {
         "stages": {
             "sft on revisions": revised,
@@ -190,5 +213,7 @@ def constitutional(out: Path, *, seed: int, tell: Tell) -> dict[str, Any]:
     }
 
 
-def _gold(group: Group, place: int) -> float:
-    return gold_reward(parse_request(group.prompt), response_text(group.responses[place]), True)
+def _gold(group: Group, step: int) -> float:
+    """The gold reward after so many revisions; an empty answer has none."""
+    response = group.responses[min(step, len(group.responses) - 1)]
+    return gold_reward(parse_request(group.prompt), response_text(response), True)

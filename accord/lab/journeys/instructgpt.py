@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from accord.alignment import align
 from accord.data import write_groups
 from accord.feedback.reward_models import reward_model_reward
 from accord.lab.gold import request_prompts
 from accord.lab.journeys.parts import (
     BASE,
-    QUIET,
     Tell,
     compare_with_base,
     judged_pairs,
+    learn_from,
     learn_online,
     measure,
     sample_groups,
@@ -26,7 +25,7 @@ from accord.policy.load import load_policy
 PAIRS_PER_REQUEST = 48
 PPO: dict[str, Any] = {
     "method": "ppo", "rollout.num_responses": 4, "rollout.epochs": 2, "rollout.prompts": 36, "train.batch_size": 18,
-    "advantage.kl_coef": 0.1, "train.lr": 3e-4, "train.max_steps": 48,
+    "advantage.kl_coef": 0.05, "train.lr": 3e-4, "train.max_steps": 96,
 }  # fmt: skip
 DPO: dict[str, Any] = {
     "objective": "dpo", "objective.beta": 0.1, "train.batch_size": 32, "train.lr": 1e-4, "train.warmup": 0.1,
@@ -51,10 +50,7 @@ def instructgpt(out: Path, *, seed: int, tell: Tell) -> dict[str, Any]:
     )
     ppo = learn_online(out / "ppo", request_prompts(requests), reward, seed=seed, **PPO)
     tell("PPO is done")
-    dpo = align(
-        policy=load_policy(BASE), groups=pairs, out=str(out / "dpo"), overwrite=True,
-        **(QUIET | DPO | {"train.seed": seed}),
-    )  # fmt: skip
+    dpo = learn_from(pairs, out / "dpo", seed=seed, **DPO)
     return {
         "stages": {
             "ppo": compare_with_base(ppo.policy, base, before, seed=seed),

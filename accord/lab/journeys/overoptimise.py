@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from accord.diagnostics.hacking import reward_hacking_warnings
+from accord.diagnostics.hacking import RULES, History, reward_hacking_warnings
 from accord.diagnostics.overoptimisation import fit_overoptimisation
 from accord.feedback.findings import Finding, Reward
 from accord.feedback.reward_models import reward_model_reward
@@ -19,7 +19,8 @@ from accord.policy.load import load_policy
 from accord.records import Group
 
 PAIRS_PER_REQUEST = 84
-WINDOW = 5
+SAMPLES_PER_REQUEST = 32
+WINDOW = 5  # lines whose mean is reported
 FALL = 0.2
 RLOO: dict[str, Any] = {
     # a weight of 1e-9 holds nothing back and has the KL measured
@@ -30,31 +31,48 @@ GOLD_PART = "rollout/reward/gold"
 
 
 class Watched:
-    """A proxy as the reward, with the gold reward recorded beside it: seen by who reports, not by policy or monitor."""
+    """A proxy as the reward, and beside it what is recorded: the gold reward, and who is above the reference's best.
+
+    The policy is paid by the proxy alone, and the monitor is not shown the gold reward.
+    """
 
     name = "proxy"
 
-    def __init__(self, proxy: Reward) -> None:
-        """`proxy` is what the policy is paid by."""
+    def __init__(self, proxy: Reward, samples: Sequence[Group]) -> None:
+        """`samples` are the reference's answers to every prompt."""
         self._proxy, self._gold = proxy, GoldReward()
+        self._best = {
+            group.prompt: max(one.score for one in row if one.score is not None)
+            for group, row in zip(samples, proxy(samples), strict=True)
+        }
 
     def __call__(self, groups: Sequence[Group]) -> list[list[Finding]]:
         """Score every response by the proxy."""
         return [
             [
-                Finding(score=paid.score, reason=paid.reason, parts={"gold": true.score})
+                Finding(
+                    score=paid.score,
+                    reason=paid.reason,
+                    parts={
+                        "gold": true.score,
+                        "above_reference": None if paid.score is None else float(paid.score > self._best[group.prompt]),
+                    },
+                )
                 for paid, true in zip(of_proxy, of_gold, strict=True)
             ]
-            for of_proxy, of_gold in zip(self._proxy(groups), self._gold(groups), strict=True)
+            for group, of_proxy, of_gold in zip(groups, self._proxy(groups), self._gold(groups), strict=True)
         ]
 
 
 def overoptimise(out: Path, *, seed: int, tell: Tell) -> dict[str, Any]:
-    """Raise a reward model's score with β = 0 and say where gold peaked, fell by 20 %, and when the monitor spoke."""
+    """Raise a reward model's score with β = 0 and say where gold peaked, fell by 20 %, and when the monitor spoke.
+
+    The control is the same run paid by the gold reward, where whatever the monitor says is a false alarm.
+    """
     base = load_policy(BASE)
     requests, _ = split_requests()
     pairs = judged_pairs(base, requests, per_request=PAIRS_PER_REQUEST, seed=seed)
-    samples = sample_groups(base, requests, num_responses=16, repeats=1, seed=seed + 2**16)
+    samples = sample_groups(base, requests, num_responses=SAMPLES_PER_REQUEST, repeats=1, seed=seed + 2**16)
     _, accuracy = train_reward_model(pairs, out / "reward", seed=seed, samples=samples)
     tell(f"reward model of {len(pairs)} pairs: held-out accuracy {accuracy['rewards/accuracies']:.3f}")
     proxy = reward_model_reward(
@@ -63,9 +81,8 @@ def overoptimise(out: Path, *, seed: int, tell: Tell) -> dict[str, Any]:
     prompts = request_prompts(requests)
     found: dict[str, Any] = {"reward_model": accuracy, "history": {}}
     for name, reward, settings in (
-        ("proxy, no KL", Watched(proxy), {}),
-        ("proxy, KL 0.1", Watched(proxy), {"advantage.kl_coef": 0.1}),
-        ("gold, no KL", Watched(GoldReward()), {}),
+        ("proxy, no KL", Watched(proxy, samples), {}),
+        ("gold, no KL", Watched(GoldReward(), samples), {}),
     ):
         history: list[dict[str, float]] = []
         learn_online(
@@ -90,9 +107,8 @@ def account(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     peak = int(np.argmax(gold))
     fallen = next((i for i in range(peak, len(gold)) if gold[i] < (1 - FALL) * gold[peak]), None)
     seen = [{key: value for key, value in line.items() if key != GOLD_PART} for line in history]
-    warned, sentences = next(
-        ((i, said) for i in range(len(seen)) if (said := reward_hacking_warnings(seen[: i + 1]))), (None, [])
-    )
+    warned = {rule.__name__: _first_spoken(rule, seen) for rule in RULES}
+    places = [place for place in warned.values() if place is not None]
     moved = [i for i in range(len(kl)) if 0 < kl[i] <= 10]
     fit = fit_overoptimisation(
         np.sqrt([kl[i] for i in moved]), [gold[i] for i in moved], start=float(history[0][GOLD_PART])
@@ -106,12 +122,18 @@ def account(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     return {
         "start": at(0),
         "peak": at(peak),
-        "warning": at(warned),
+        "warning": at(min(places, default=None)),
         "fallen": at(fallen),
         "end": at(len(gold) - 1),
-        "said": sentences,
+        "by_rule": {name.removeprefix("warn_of_"): at(place) for name, place in warned.items() if place is not None},
+        "said": reward_hacking_warnings(seen),
         "fitted_peak_kl": None if fit is None or fit.peak is None else fit.peak**2,
     }
+
+
+def _first_spoken(rule: Callable[[History], str | None], history: History) -> int | None:
+    """Return the place of the line after which a rule first fires, told only what was known by then."""
+    return next((i for i in range(len(history)) if rule(history[: i + 1]) is not None), None)
 
 
 def _smoothed(values: Sequence[float]) -> np.ndarray:

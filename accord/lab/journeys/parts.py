@@ -1,4 +1,4 @@
-"""What journeys are made of: answers sampled and judged, a reward model, and what a policy is worth before and after."""
+"""What journeys are made of: answers sampled and judged, a reward model, a policy's worth before and after."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def train_reward_model(
     pairs: Sequence[Group], out: Path, *, seed: int, samples: Sequence[Group] = (), **settings: Any
 ) -> tuple[RewardModel, dict[str, Any]]:
     """Train a reward model on judged pairs, calibrate it on samples, and return it with its held-out metrics."""
-    given = {
+    given: dict[str, Any] = {
         "objective": "bradley_terry", "model": BASE, "out": str(out), "data.eval_fraction": 0.1, "train.seed": seed,
         "train.batch_size": 64, "train.lr": 1e-3, "train.epochs": 2, "train.warmup": 0.1,
         "evaluate.num_samples": 0, "tracking.report": False,
@@ -90,8 +90,16 @@ def learn_online(
     out: Path, prompts: Sequence[Group], reward: Reward, *, seed: int, policy: Policy | None = None, **settings: Any
 ) -> AlignResult:
     """Run an online method on the base model (or on `policy`) with a reward in memory."""
-    given = ONLINE | {"out": str(out), "train.seed": seed} | settings
+    given: dict[str, Any] = ONLINE | {"out": str(out), "train.seed": seed} | settings
     return align(policy=policy or load_policy(BASE), groups=prompts, reward=reward, overwrite=True, **given)
+
+
+def learn_from(
+    groups: Sequence[Group], out: Path, *, seed: int, model: str | Path = BASE, **settings: Any
+) -> AlignResult:  # fmt: skip
+    """Align a model, the base unless said, on judged groups or demonstrations."""
+    given: dict[str, Any] = QUIET | {"model": str(model), "out": str(out), "train.seed": seed} | settings
+    return align(groups=groups, overwrite=True, **given)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,7 +63,16 @@ def to_scored_tokens(
         old_value_PKT=recorded("old_values"),
         value_PKT=None if scores.value_N is None else spread(scores.value_N),
         entropy_PKT=None if scores.entropy_N is None else spread(scores.entropy_N),
+        **_of_q_values(scores, spread),
     )
+
+
+def _of_q_values(scores: Scores, spread: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    if scores.q_values is None:
+        return {}
+    of_heads = {"q_PKT2": scores.q_values.q_N2, "q_logps_PKT2": scores.q_values.q_logps_N2}
+    pairs = {name: torch.stack([spread(x) for x in pair.unbind(-1)], dim=-1) for name, pair in of_heads.items()}
+    return pairs | {"target_q_PKT": spread(scores.q_values.target_q_N)}
 
 
 RolloutFact = Literal["old_logps", "sampler_logps", "reference_logps", "advantages", "returns", "old_values"]
