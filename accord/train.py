@@ -130,6 +130,8 @@ class Loop:
 
     def _run(self) -> LoopResult:
         first = last = self._evaluate() if self.evaluation.at_start and self.state.step == 0 else None
+        if self.state.step and self._is_due(self.evaluation.every) and self.state.evaluated_step != self.state.step:
+            last = self._evaluate()  # the run was paused there: a judge of held-out answers was down
         seconds = 0.0
         while self.state.step < self.num_steps and not self._is_out_of_patience():
             started = time.perf_counter()
@@ -194,8 +196,12 @@ class Loop:
         try:
             return self._step()
         except FeedbackError as error:
-            self.save_checkpoint()
-            raise FeedbackError(f"{error} — the run pauses after step {self.state.step}; --resume goes on") from error
+            raise self._paused(error) from error
+
+    def _paused(self, error: FeedbackError) -> FeedbackError:
+        """Leave a checkpoint and return what to raise."""
+        self.save_checkpoint()
+        return FeedbackError(f"{error} — the run pauses after step {self.state.step}; --resume goes on")
 
     def _step(self) -> Sums:
         batch = self.batch_at(self.state.step)
@@ -340,7 +346,10 @@ class Loop:
     def _evaluate(self) -> Evaluation | None:
         if not self.eval_groups:
             return None
-        found = self._with_memory_to_spare(self._evaluate_now, self.eval_groups)
+        try:
+            found = self._with_memory_to_spare(self._evaluate_now, self.eval_groups)
+        except FeedbackError as error:
+            raise self._paused(error) from error
         if self.state.evaluated_step != self.state.step:  # else it was recorded before an interruption
             self.state.evaluated_step = self.state.step
             self._record(found)

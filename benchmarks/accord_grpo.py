@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
@@ -132,6 +133,7 @@ def run(
                 "rollout.max_tokens": max_tokens,
                 "data.eval_fraction": 0,
                 "evaluate.num_samples": 0,
+                "train.epochs": math.ceil(num_steps * case.num_prompts / len(rows)),
                 "train.max_steps": num_steps,
                 "train.log_every": 1,
                 "train.checkpoint_every": 10**9,  # one at the end, not counted

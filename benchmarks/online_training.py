@@ -3,7 +3,7 @@
     python benchmarks/online_training.py --repeats 2 --json online.json
 
 Bench model (`workload.py`): 2 prompts of 512 tokens × 8 responses of 128, one update, no KL. Text world: its model of
-0.35 million parameters, 8 requests × 8 responses a step, 4 steps. fp32, one thread, a process for every run after a
+0.35 million parameters, 8 requests × 8 responses a step, 20 steps. fp32, one thread, a process for every run after a
 warm-up; contenders take turns, medians are shown, and every ratio is between runs of this call. Both sides give the
 same reward (a hash of the response's ids). TRL draws its own responses and is then handed Accord's to train on, so
 rewards, gradient norms and every weight's gradient must agree, or the command says so and ends with 1.

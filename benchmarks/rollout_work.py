@@ -37,7 +37,7 @@ class Case:
         return self.num_prompts * K
 
 
-CASES = {case.name: case for case in (Case("bench", 2, 128, 1), Case("text-world", 8, 48, 4))}
+CASES = {case.name: case for case in (Case("bench", 2, 128, 1), Case("text-world", 8, 48, 20))}
 
 
 def prepare_rollouts(folder: Path) -> str:
@@ -53,7 +53,7 @@ def prepare_rollouts(folder: Path) -> str:
     rows = _cut_prompts() if is_real else _word_prompts()
     _write(folder / "bench.jsonl", rows[: CASES["bench"].num_prompts])
     case = CASES["text-world"]
-    groups = request_prompts(split_requests()[0][: case.num_prompts * case.num_steps])
+    groups = request_prompts(split_requests()[0][: 4 * case.num_prompts])
     ids = encode_prompts(groups, load_policy(base_model_folder()).tokenizer)
     turns = [[{"role": turn.role, "content": turn.content} for turn in group.prompt] for group in groups]
     _write(folder / "text-world.jsonl", [{"prompt": t, "ids": list(i)} for t, i in zip(turns, ids, strict=True)])

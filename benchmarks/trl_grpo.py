@@ -65,7 +65,10 @@ class TimedGRPOTrainer(GRPOTrainer):
     def __init__(self, *args: Any, rollouts: Rollouts | None, **kwargs: Any) -> None:
         self.generation_clock, self.train_clock, self.outside = Clock(), Clock(), Clock()
         self.num_tokens = self.num_positions = 0
-        self.given = None if rollouts is None else {tuple(each["ids"]): each["responses"] for each in rollouts}
+        self.given: dict[tuple[int, ...], list[list[int]]] | None = None if rollouts is None else {}
+        for each in rollouts or ():  # a prompt may come back in a later epoch
+            self.given.setdefault(tuple(each["ids"]), []).extend(each["responses"])
+        self.num_handed: Counter[tuple[int, ...]] = Counter()
         self.prompts_seen: list[Sequence[int]] = []
         self.gradient: dict[str, tuple[float, float]] = {}
         super().__init__(*args, **kwargs)
@@ -77,11 +80,10 @@ class TimedGRPOTrainer(GRPOTrainer):
         self.prompts_seen += prompt_ids
         if self.given is None:
             return drawn, logps
-        seen: Counter[tuple[int, ...]] = Counter()
         handed = []
         for key in map(tuple, prompt_ids):
-            handed.append(self.given[key][seen[key]])
-            seen[key] += 1
+            handed.append(self.given[key][self.num_handed[key]])
+            self.num_handed[key] += 1
         return handed, logps
 
     def _compute_loss(self, model: Any, inputs: Any) -> Any:
@@ -166,8 +168,8 @@ def main() -> None:
     tiny = model_folder(args.workload, case, is_warm_up=True)
     run(tiny, rows, case, args.setting, max_tokens=4, num_steps=1, rollouts=None)
     if rollouts is not None:
-        place = {tuple(each["ids"]): index for index, each in enumerate(rollouts)}
-        rows = sorted((row for row in rows if tuple(row["ids"]) in place), key=lambda row: place[tuple(row["ids"])])
+        of_ids = {tuple(row["ids"]): row for row in rows}
+        rows = [of_ids[tuple(each["ids"])] for each in rollouts]
     start_mib = reset_peak()
     model = model_folder(args.workload, case)
     with Clock() as whole:

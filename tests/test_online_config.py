@@ -98,6 +98,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         JUDGED | {"method": "grpo", "data.select": "isa", "data.select_fraction": 0.5},
         "data.relabel, data.goal and data.select are for judged files",
     ),
+    (JUDGED | {"method": "grpo", "reward.dynamic": "hypervolume"}, "nothing comes of that: it looks at rewards relat"),
+    (JUDGED | {"method": "ppo", "reward.dynamic": "gradients"}, "needs the advantages of each part by itself"),
     (JUDGED | {"method": "grpo", "reference.update": "soft"}, "reference.update is for files"),
 ]
 

@@ -33,7 +33,9 @@ class ValueGuidedRows(CachedRows):
     def _next_logps(self, **inputs: Any) -> Tensor:
         model = self._learner.causal_lm
         hidden_BH = model.base_model(**inputs).last_hidden_state[:, -1]
-        return self._learner.guided(hidden_BH, model.get_output_embeddings()(hidden_BH), self._strength)
+        words = model.get_output_embeddings()
+        assert words is not None, "a learner of values has a linear vocabulary head"
+        return self._learner.guided(hidden_BH, words(hidden_BH), self._strength)
 
 
 def sample_value_guided(

@@ -78,8 +78,7 @@ def warn_of_unpaid_distance(history: History) -> str | None:
     if spread is None:
         return None
     start = float(lines[0][0][_REWARD])
-    rewards, kls = _means([line[_REWARD] for line, _ in lines]), _means([kl for _, kl in lines])
-    least = [least_kl(reward - start, spread) for reward in rewards]
+    kls, least = _means([kl for _, kl in lines]), _means([least_kl(line[_REWARD] - start, spread) for line, _ in lines])
     place = _lasting([kl > FAR and kl > UNPAID * cheapest for kl, cheapest in zip(kls, least, strict=True)])
     if place is None:
         return None

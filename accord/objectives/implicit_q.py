@@ -28,10 +28,10 @@ def ilql(
 ) -> ObjectiveResult:
     """Learn the values of tokens from rated responses, to steer decoding by them (implicit language Q-learning).
 
-    Formula: per token, Σ_i (y − Q_i)² + |τ − 1[Q̄ < V]| (Q̄ − V)² − α Σ_i log softmax Q_i(s, ·)[a] − bc log π(a|s); y = γ
-    sg[V(s')], and the rating where the response ends; Q_1, Q_2 two heads, Q̄ the smaller of their slow copies', V a head.
-    The mean over tokens. `polyak` is no part of it: the share of Q_i that the copies take up after each step.
-    Gradient: −2 (y − Q_i) by Q_i; −2 |τ − 1[Q̄ < V]| (Q̄ − V) by V; −α and −bc by the log-probabilities; none by y and Q̄.
+    Formula: per token, Σ_i (y − Q_i)² + w (Q̄ − V)² − α Σ_i log softmax Q_i(s, ·)[a] − bc log π(a|s), a mean over tokens;
+    w = |τ − 1[Q̄ < V]|, y = γ sg[V(s')], and the rating where the response ends; Q_1 and Q_2 two heads, Q̄ the smaller of
+    their slow copies', V a head. `polyak`, the share of Q_i that the copies take up after each step, is no part of it.
+    Gradient: −2 (y − Q_i) by Q_i; −2 w (Q̄ − V) by V; −α and −bc by the log-probabilities; none by y and Q̄.
     Optimum: at α = 0, V = E_data[Q] for τ = ½ (SARSA), and V → the largest Q of any token in the data as τ → 1: value
     iteration that never asks about what nobody wrote. The words themselves learn to write as the data does.
     Use: many rated responses of any writers, no sampling. Then `accord sample --value-guided β`, where π e^{β(Q̄ − V)}

@@ -1,4 +1,4 @@
-"""A policy that learns values beside its words: two Q heads with slow copies, and V, as implicit language Q-learning does.
+"""A policy that learns values beside its words: two Q heads with slow copies, and V. For implicit Q-learning.
 
 Axes: N response tokens, H hidden, V vocabulary, B states.
 """
@@ -29,8 +29,8 @@ class ValueLearner(Policy):
 
     All heads are linear and read the hidden states that the vocabulary head reads; gradient of Q and V reaches the
     policy's weights. The targets are copies of the Q heads that follow them by `polyak` after each step.
-    Memory: 4 (V × H) matrices in float32 and AdamW's 4 more numbers per entry of two of them… 40 V·H bytes in all:
-    0.9 GB for V = 50k and H = 512. Raises PolicyError for a model whose vocabulary head is not linear.
+    Memory: four (V, H) matrices in float32, two of which have a gradient and AdamW's two moments: 40 V·H bytes, which
+    is 1 GB for V = 50k and H = 512. Raises PolicyError for a model whose vocabulary head is not linear.
     Source: Snell et al. 2022, arXiv:2206.11871; there the heads have a hidden layer, and the words another model.
     """
 
@@ -45,17 +45,18 @@ class ValueLearner(Policy):
         wide = torch.promote_types(words.weight.dtype, torch.float32)
 
         def head(size: int) -> nn.Linear:
-            return nn.utils.skip_init(nn.Linear, width, size, device=policy.device, dtype=wide)
+            with torch.random.fork_rng(devices=[]):  # its own first numbers are not kept, and cost no one else's
+                return nn.Linear(width, size, device=policy.device, dtype=wide)
 
         self.value_head = head(1)
-        self.q_heads = nn.ModuleList([head(vocabulary) for _ in range(2)])
-        self.target_heads = nn.ModuleList([head(vocabulary) for _ in range(2)]).requires_grad_(False)
+        own, slow = ([head(vocabulary), head(vocabulary)] for _ in range(2))
+        self.q_heads, self.target_heads = nn.ModuleList(own), nn.ModuleList(slow).requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)  # on the CPU: the same numbers whatever the device
         with torch.no_grad():
-            for part in (self.value_head, *self.q_heads):
+            for part in (self.value_head, *own):
                 part.weight.zero_()
                 part.bias.zero_()
-            for part in self.q_heads:
+            for part in own:
                 drawn_VH = torch.randn(vocabulary, width, generator=generator, dtype=torch.float32)
                 part.weight.copy_(drawn_VH * (_START_SIZE / width**0.5))
             self._copy_share(1.0)

@@ -45,19 +45,19 @@ def gradient_gram(
         [torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) for weight in weights]
         for _ in found
     ]
-    num_tokens = 0
     rank, world = scoring.share
     for places in micro_batches(groups, max_tokens, layout=scoring.policy.layout)[rank::world]:
-        scores = scoring.policy.score([groups[place] for place in places])
-        num_tokens += int(scores.is_trained_N.sum())
+        part = [groups[place] for place in places]
         for row, advantages in enumerate(found):
+            # a pass per part: a graph whose layers are recomputed can be gone back through only once
+            scores = scoring.policy.score(part)
             worth_N = _of_tokens(groups, places, advantages).to(scores.token_logps_N)
             total = (torch.where(scores.is_trained_N, worth_N, 0.0) * scores.token_logps_N).sum()
-            more = torch.autograd.grad(total, weights, retain_graph=row + 1 < len(found), allow_unused=True)
+            more = torch.autograd.grad(total, weights, allow_unused=True)
             for vector, gradient in zip(vectors[row], more, strict=True):
                 if gradient is not None:
                     vector += gradient
-    total_tokens = max(1, sum(scoring.gather([num_tokens])))
+    total_tokens = max(1, sum(response.num_trained for group in groups for response in group.responses))
     whole = _added_up(scoring, vectors) if world > 1 else vectors
     return [[_inner(one, other) / total_tokens**2 for other in whole] for one in whole]
 

@@ -55,7 +55,8 @@ def measure(scored: ScoredGroups, result: ObjectiveResult, scores: Scores) -> Su
             _add(sums, f"rewards/{name}", result.implicit_reward_PK, here_PK)
             _add(sums, f"length/{name}", lengths_PK, here_PK)
     if scored.reference_logps_PK is not None:
-        _add(sums, "log_ratio/response", scored.log_ratio_PK, scored.is_valid_PK)
+        is_own_PK = scored.is_valid_PK if scored.is_own_PK is None else scored.is_valid_PK & scored.is_own_PK
+        _add(sums, "log_ratio/response", scored.log_ratio_PK, is_own_PK)
     if (tokens := scored.tokens) is not None and tokens.sampler_logps_PKT is not None:
         ours_PKT = tokens.old_logps_PKT if tokens.old_logps_PKT is not None else tokens.policy_logps_PKT
         apart_PKT = (ours_PKT - tokens.sampler_logps_PKT).detach()  # both of the weights that sampled

@@ -158,3 +158,34 @@ def test_dynamic_sampling_that_finds_nothing_goes_on(tmp_path: Path, caplog: pyt
     assert done.summary["steps"] == 2
     assert "rollout 0 has 0 groups instead of 3: the rewards of the others were all equal" in caplog.text
     assert all(line["rollout/kept"] == 0.0 for line in metrics_of(done))
+
+
+class FailsOnHeldOut(GoldReward):
+    """The gold reward, down when it is asked about held-out answers (one each) for the `at`-th time."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.calls = at, 0
+
+    def __call__(self, groups: Sequence[Group]) -> list[list[Finding]]:
+        if len(groups[0].responses) == 1:
+            self.calls += 1
+            if self.calls == self.at:
+                raise FeedbackError("http://judge does not answer")
+        return super().__call__(groups)
+
+
+@pytest.mark.parametrize(("at", "step"), [(1, 0), (2, 2), (3, 4)], ids=["before", "on the way", "at the end"])
+def test_a_judge_of_held_out_answers_that_is_down_pauses_the_run_and_nothing_is_lost(
+    at: int, step: int, tmp_path: Path
+):
+    settings = SHORT | {
+        "train.max_steps": 4, "train.checkpoint_every": 100, "data.eval_fraction": 0.25, "evaluate.every": 2,
+        "evaluate.num_samples": 3,
+    }  # fmt: skip
+    whole = run(PROMPTS[:12], tmp_path / "whole", reward=GoldReward(), **settings)
+    reward = FailsOnHeldOut(at)
+    with pytest.raises(FeedbackError, match=f"does not answer — the run pauses after step {step}; --resume goes on"):
+        run(PROMPTS[:12], tmp_path / "out", reward=reward, **settings)
+    again = run(PROMPTS[:12], tmp_path / "out", reward=reward, resume=True, **settings)
+    for here, there in zip(metrics_of(whole), metrics_of(again), strict=True):
+        assert there == {key: pytest.approx(value, rel=1e-3, abs=1e-4) for key, value in here.items()}

@@ -13,6 +13,7 @@ from accord.claims import Claim
 from accord.lab.optima import (
     batchwise,
     combined,
+    implicit_q,
     likelihood,
     listwise,
     logic,
@@ -43,6 +44,7 @@ CLAIMS: dict[str, Callable[[], Iterator[Claim]]] = {
     **reward_model.CLAIMS,
     **robust.CLAIMS,
     **token_level.CLAIMS,
+    **implicit_q.CLAIMS,
     **policy_gradient.CLAIMS,
     **policy_gradient_online.CLAIMS,
     **logic.CLAIMS,
