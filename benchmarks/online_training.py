@@ -33,7 +33,7 @@ CONTENDERS: dict[str, tuple[str, list[str]]] = {
     "Accord": ("accord_grpo.py", []),
     **{
         f"TRL {name}": ("trl_grpo.py", ["--setting", name])
-        for name in ("default", "best", "all-rows", "rows-4", "rows-2", "rows-1")
+        for name in ("default", "best", "all-rows", "rows-8", "rows-4", "rows-1")
     },
 }
 USUAL = {"bench": ("Accord", "TRL default", "TRL best"), "text-world": ("Accord", "TRL default", "TRL all-rows")}

@@ -117,14 +117,15 @@ def test_every_reason_for_a_refusal_has_its_case():
         with pytest.raises(ConfigError) as caught:
             build_config(settings)
         said.append(str(caught.value))
-    (function,) = (
-        node
-        for node in ast.walk(ast.parse(inspect.getsource(checks)))
-        if isinstance(node, ast.FunctionDef) and node.name == "_check_rollouts"
-    )
-    (loop,) = (node for node in function.body if isinstance(node, ast.For))
-    assert isinstance(loop.iter, ast.Tuple)
-    for reason in loop.iter.elts:
+    loops = [
+        loop
+        for function in ast.walk(ast.parse(inspect.getsource(checks)))
+        if isinstance(function, ast.FunctionDef) and function.name in ("_check_objective", "_check_rollouts")
+        for loop in function.body
+        if isinstance(loop, ast.For)
+    ]
+    assert len(loops) == 2
+    for reason in (reason for loop in loops for reason in loop.iter.elts):  # type: ignore[attr-defined]
         assert isinstance(reason, ast.Tuple)
         pieces = [node.value for node in ast.walk(reason.elts[1]) if isinstance(node, ast.Constant)]
         longest = max((piece for piece in pieces if isinstance(piece, str)), key=len)

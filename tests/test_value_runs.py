@@ -44,7 +44,7 @@ def mean_gold(policy: ValueLearner, strength: float) -> float:
 
 
 def test_answers_drawn_by_value_are_worth_more_than_the_imitators(tmp_path: Path):
-    """β = 0 writes as the data does, whose answers are of any quality; the same weights with β = 4 write better ones."""
+    """β = 0 writes as the data does, whose answers are of any quality; the same weights at β = 4 write better."""
     run(
         rated_groups(96), tmp_path / "run", objective="ilql", train__max_steps=80, train__epochs=10,
         **{"objective.polyak": 0.1, "objective.tau": 0.8, "train.batch_size": 8, "data.eval_fraction": 0.0,

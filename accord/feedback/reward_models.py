@@ -348,6 +348,7 @@ def calibrate_reward(
 
 
 def compared_pairs(group: Group) -> list[tuple[int, int]]:
+    """Return (better, worse) of every comparison that is no tie."""
     pairs = []
     for judgement in group.judgements:
         if isinstance(judgement, Comparison) and not judgement.is_tie:

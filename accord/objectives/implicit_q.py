@@ -28,7 +28,7 @@ def ilql(
 ) -> ObjectiveResult:
     """Learn the values of tokens from rated responses, to steer decoding by them (implicit language Q-learning).
 
-    Formula: per token, Σ_i (y − Q_i)² + w (Q̄ − V)² − α Σ_i log softmax Q_i(s, ·)[a] − bc log π(a|s), a mean over tokens;
+    Formula: per token, Σ_i (y − Q_i)² + w (Q̄ − V)² − α Σ_i log softmax Q_i(s, ·)[a] − bc log π(a|s), averaged;
     w = |τ − 1[Q̄ < V]|, y = γ sg[V(s')], and the rating where the response ends; Q_1 and Q_2 two heads, Q̄ the smaller of
     their slow copies', V a head. `polyak`, the share of Q_i that the copies take up after each step, is no part of it.
     Gradient: −2 (y − Q_i) by Q_i; −2 w (Q̄ − V) by V; −α and −bc by the log-probabilities; none by y and Q̄.

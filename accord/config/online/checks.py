@@ -14,6 +14,7 @@ def check_source(config: AlignConfig) -> None:
     if config.source == "file":
         _check_file(config)
     else:
+        _check_objective(config)
         _check_rollouts(config)
 
 
@@ -38,16 +39,12 @@ def _check_file(config: AlignConfig) -> None:
         )
 
 
-def _check_rollouts(config: AlignConfig) -> None:
+def _check_objective(config: AlignConfig) -> None:
     from accord.objectives import Need
 
-    spec, rollout, advantage = config.objective.spec, config.rollout, config.advantage
-    name, needs = config.objective.name, config.objective.spec.needs
+    spec, advantage = config.objective.spec, config.advantage
+    name, needs = config.objective.name, spec.needs
     no_such = {Need.STEP_LABELS, Need.TOKEN_WEIGHTS, Need.EDITS, Need.CRITICAL, Need.STRATA, Need.VOTES}
-    reads_pairs = bool(needs & {Need.PREFERENCES, Need.STRENGTHS, Need.WIN_FRACTIONS, Need.LABELS, Need.OPPONENTS})
-    of_data = ["relabel", "goal", "select", "select_fraction"]
-    replays = config.source == "replay"
-    dynamic = config.reward.sections.get("dynamic")
     for is_wrong, why in (
         (spec.family == "reward_model", f"{name} trains a reward model, which samples nothing — set source=file"),
         (
@@ -76,6 +73,19 @@ def _check_rollouts(config: AlignConfig) -> None:
             f"advantage.name={advantage.name} needs a reward for each step of a response, and rewards judge whole "
             "ones — choose another",
         ),
+    ):
+        if is_wrong:
+            raise ConfigError(why)
+
+
+def _check_rollouts(config: AlignConfig) -> None:
+    from accord.objectives import Need
+
+    rollout, advantage, dynamic = config.rollout, config.advantage, config.reward.sections.get("dynamic")
+    name, needs = config.objective.name, config.objective.spec.needs
+    reads_pairs = bool(needs & {Need.PREFERENCES, Need.STRENGTHS, Need.WIN_FRACTIONS, Need.LABELS, Need.OPPONENTS})
+    of_data = ["relabel", "goal", "select", "select_fraction"]
+    for is_wrong, why in (
         (
             rollout.num_responses < 2 and (reads_pairs or rollout.dynamic_sampling),
             f"{name} compares responses of one prompt — set rollout.num_responses=2 or more",
@@ -94,7 +104,7 @@ def _check_rollouts(config: AlignConfig) -> None:
             "rollout.opponent_mix is set but rollout.from_reference is 0: nobody else draws responses",
         ),
         (
-            not replays and not config.reward.sections,
+            config.source == "rollouts" and not config.reward.sections,
             "source=rollouts needs a reward — set one, such as reward.gsm8k.weight=1 or reward.model.path=DIR",
         ),
         (
