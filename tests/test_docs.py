@@ -51,7 +51,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "my-pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many))
     (tmp_path / "pairs.jsonl").symlink_to("my-pairs.jsonl")
     (tmp_path / "my-prompts.jsonl").write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in PAIRS))
-    problems = [{"prompt": row["prompt"], "answer": "4"} for row in PAIRS]
+    problems = [{"prompt": f"add {n} and 1", "answer": str(n + 1)} for n in range(2, 22)]
     (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -52,7 +52,6 @@ def test_answers_drawn_by_value_are_worth_more_than_the_imitators(tmp_path: Path
     )  # fmt: skip
     policy = load_value_learner(tmp_path / "run" / "model")
     imitated, guided = mean_gold(policy, 0.0), mean_gold(policy, 4.0)
-    print(imitated, guided)
     assert guided > imitated + 0.2
 
 

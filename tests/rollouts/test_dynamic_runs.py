@@ -100,6 +100,7 @@ def test_maxmin_serves_the_group_that_a_mixture_leaves_behind(tmp_path: Path):
     [
         ("hypervolume", "grpo", "advantage.name=grpo nothing comes of that"),
         ("hypervolume", "reinforce_pp", "advantage.name=reinforce_pp nothing comes of that"),
+        ("hypervolume", "ppo", "advantage.name=gae nothing comes of that"),
         ("hypervolume", "online_dpo", "with dpo nothing comes of that"),
         ("gradients", "ppo", "advantage.name=gae has no critic for"),
         ("gradients", "online_dpo", "dpo does not have"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from accord.config.online.sections import AdvantageConfig
 from accord.config.sections import AlignConfig, idle_keys
 from accord.errors import ConfigError
 
@@ -112,7 +113,7 @@ def _check_rollouts(config: AlignConfig) -> None:
             "rollout.kl_target is set but advantage.kl_coef is 0: there is no KL in the reward to steer",
         ),
         (
-            dynamic == "hypervolume" and (advantage.spec is None or "scale" in advantage.spec.invariant_to),
+            dynamic == "hypervolume" and not _keeps_scale(advantage),
             f"reward.dynamic=hypervolume multiplies all rewards by one number, and with "
             f"{f'advantage.name={advantage.name}' if advantage.name else name} nothing comes of that: it looks at "
             "rewards relative to each other — use an advantage in the reward's own scale, such as method=rloo",
@@ -131,3 +132,11 @@ def _check_rollouts(config: AlignConfig) -> None:
     ):
         if is_wrong:
             raise ConfigError(why)
+
+
+def _keeps_scale(advantage: AdvantageConfig) -> bool:
+    """Return whether twice the rewards give other advantages: not after a division by their spread."""
+    spec = advantage.spec
+    if spec is None or "scale" in spec.invariant_to:
+        return False
+    return not (spec.defaults() | advantage.settings).get("whitened", False)

@@ -25,7 +25,7 @@ from accord.policy.load import load_policy
 PAIRS_PER_REQUEST = 48
 PPO: dict[str, Any] = {
     "method": "ppo", "rollout.num_responses": 4, "rollout.epochs": 2, "rollout.prompts": 36, "train.batch_size": 18,
-    "advantage.kl_coef": 0.1, "train.lr": 3e-4, "train.max_steps": 48,
+    "advantage.kl_coef": 0.3, "train.lr": 3e-4, "train.max_steps": 40,
 }  # fmt: skip
 DPO: dict[str, Any] = {
     "objective": "dpo", "objective.beta": 0.1, "train.batch_size": 32, "train.lr": 1e-4, "train.warmup": 0.1,

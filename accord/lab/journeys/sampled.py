@@ -34,7 +34,7 @@ from accord.records import FinishReason, Group
 N = 8
 REPEATS = 16  # answers chosen per held-out request
 RAFT: dict[str, Any] = {
-    "method": "raft", "rollout.num_responses": N, "train.batch_size": 12, "train.lr": 3e-4, "train.max_steps": 36,
+    "method": "raft", "rollout.num_responses": N, "train.batch_size": 12, "train.lr": 1e-4, "train.max_steps": 15,
 }  # fmt: skip
 FRESH: dict[str, Any] = {
     "train.batch_size": 24, "train.lr": 3e-4, "train.max_steps": 60, "objective.beta": 0.1,
