@@ -241,3 +241,14 @@ def test_verify_certifies_a_model_and_fails_for_a_wrong_one(tmp_path: Path, said
     code, out, _ = said("verify", "--model", BASE)
     assert code == 1
     assert "FAILS" in out
+
+
+def test_settings_may_stand_after_options():
+    from accord.cli import parse
+
+    line = ["align", "recipe.yaml", "--model", "m", "--data", "d", "train.lr=1e-6", "objective=dpo"]
+    assert parse(line).settings == ["recipe.yaml", "train.lr=1e-6", "objective=dpo"]
+    with pytest.raises(SystemExit):
+        parse([*line, "--no-such-flag=1"])
+    with pytest.raises(SystemExit):
+        parse(["methods", "dpo", "key=value"])

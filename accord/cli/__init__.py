@@ -16,7 +16,7 @@ from accord.errors import AccordError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 for a clear error, 2 for wrong usage, 143 when told to stop."""
-    parsed = build_parser().parse_args(arguments)
+    parsed = parse(arguments)
     try:
         return int(parsed.run(parsed) or 0)
     except AccordError as error:
@@ -28,6 +28,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `accord methods | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read a command line; settings may also stand after the options that follow a recipe."""
+    parser = build_parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest and not (hasattr(parsed, "settings") and all("=" in text and text[0] != "-" for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.settings = [*parsed.settings, *rest]
+    return parsed
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeGuard
 
+from accord.diagnostics.hacking import reward_hacking_warnings
+
 Records = Sequence[Mapping[str, Any]]
 
 OVERFIT_GAP = 0.15  # training accuracy minus held-out accuracy
@@ -26,7 +28,7 @@ ENTANGLED = 0.25  # share of pairs
 def find_warnings(records: Records, summary: Mapping[str, Any]) -> list[str]:
     """Return the sentences of every rule that fires, the gravest kinds first."""
     found = [rule(records) for rule in METRIC_RULES] + [rule(summary) for rule in SUMMARY_RULES]
-    return [sentence for sentence in found if sentence]
+    return [sentence for sentence in (*found, *reward_hacking_warnings(records)) if sentence]
 
 
 def read_metric(records: Records, name: str) -> list[tuple[int, float]]:

@@ -30,6 +30,7 @@ from accord.rollouts.estimation import Measured, measure_tokens, to_batch, with_
 from accord.rollouts.judging import judge, reward_sums, rewards_of, with_totals
 from accord.rollouts.part_gradients import gradient_gram
 from accord.rollouts.tokens import from_plain, to_plain, to_token_group
+from accord.rollouts.watch import Watch
 from accord.run.held_out.answers import gathered
 from accord.run.metrics import Sums, add_up
 from accord.run.scored import Scoring
@@ -85,6 +86,7 @@ class RolloutSource:
         self._version = 0  # updates the policy has seen when it draws
         self._groups: list[TokenGroup] = []
         self._ahead: deque[list[TokenGroup]] = deque()  # drawn and judged, not yet trained on
+        self._watch = Watch()
         self._sums: Sums = {}
         self._order: tuple[int, list[int]] = (-1, [])
 
@@ -115,6 +117,7 @@ class RolloutSource:
             "ahead": [[to_plain(group) for group in groups] for groups in self._ahead],
             "advantage": self._state,
             "kl_coef": self._kl_coef,
+            "watch": self._watch.state(),
             "reward": self._reward.state() if isinstance(self._reward, StatefulReward) else {},
         }
 
@@ -124,11 +127,16 @@ class RolloutSource:
         self._groups = [from_plain(plain) for plain in state["groups"]]
         self._ahead = deque([from_plain(plain) for plain in groups] for groups in state["ahead"])
         self._state, self._kl_coef = state["advantage"], state["kl_coef"]
+        self._watch.take_up(state["watch"])
         if isinstance(self._reward, StatefulReward) and state.get("reward"):
             self._reward.take_up(state["reward"])
 
     def check(self, sums: Sums) -> None:
-        """Warn where sampler and trainer disagree about the same tokens; raise TrainingError where they are apart."""
+        """Warn of a reward that is being gamed, and of a sampler that disagrees with the trainer about the same tokens.
+
+        Raises TrainingError where these two are far apart.
+        """
+        self._watch.look(sums)
         total, count = sums.get("sampler/abs_diff", (0.0, 0.0))
         if not count or not self._is_comparable:
             return

@@ -23,6 +23,7 @@ FULLER_FOLDERS = {
     "accord": (16, "the verbs and records at the top are the table of contents"),
     "accord/objectives": (12, "a file per family, and the table of all"),
     "accord/lab/optima": (20, "a file of claims per file of objectives"),
+    "accord/rollouts": (11, "a rollout step by step: prompts, drawing, judging, what it is worth, what is watched"),
     "accord/run": (12, "a run seen part by part"),
     "accord/feedback/people": (11, "a project seen part by part, and the one database below them all"),
     "accord/lab": (13, "two worlds: three files of the enumerable one, eight of the readable one"),
