@@ -37,7 +37,8 @@ ALLOWED: dict[str, set[str]] = {
         "config", "data", "diagnostics", "errors", "evaluation", "groups", "objectives", "policy", "records", "store",
     },
     "rollouts": {
-        "config", "data", "decoding", "diagnostics", "errors", "feedback", "groups", "objectives", "policy", "records", "run", "store",
+        "config", "data", "decoding", "diagnostics", "errors", "feedback", "groups", "objectives", "policy", "records",
+        "run", "store",
     },
     "train": {"config", "data", "errors", "objectives", "policy", "run", "store", "tracking"},
     "alignment": {

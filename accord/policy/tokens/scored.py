@@ -81,9 +81,12 @@ RolloutFact = Literal["old_logps", "sampler_logps", "reference_logps", "advantag
 def recorded_logps(groups: Sequence[TokenGroup], name: RolloutFact, like_N: Tensor) -> Tensor | None:
     """Return what a rollout recorded of every response token (N,), typed like `like_N`; None where it did not."""
     rollouts = [response.rollout for group in groups for response in group.responses]
-    found = [None if rollout is None else getattr(rollout, name) for rollout in rollouts]
-    if any(values is None for values in found):
-        return None
+    found: list[tuple[float, ...]] = []
+    for rollout in rollouts:
+        values = None if rollout is None else getattr(rollout, name)
+        if values is None:
+            return None
+        found.append(values)
     return torch.tensor(list(chain.from_iterable(found)), dtype=like_N.dtype).to(like_N.device)
 
 
