@@ -238,7 +238,7 @@ def test_verify_certifies_a_model_and_fails_for_a_wrong_one(tmp_path: Path, said
         return logps_N + 0.01, found
 
     monkeypatch.setattr(Policy, "token_logps", generous)  # the engine made wrong, to see that the certificate says so
-    code, out, _ = said("verify", "--model", BASE)
+    code, out, _ = said("verify", "--model", BASE, "--only-model")
     assert code == 1
     assert "FAILS" in out
 
