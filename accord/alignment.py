@@ -53,7 +53,8 @@ T = TypeVar("T")
 FREE_TO_CHANGE = (
     "out", "model.device", "reference.cache", "train.log_every", "train.checkpoint_every", "train.keep_last",
     "train.statistics", "train.write_rows", "tracking.", "evaluate.every", "evaluate.at_start", "evaluate.num_samples",
-    "evaluate.sample_tokens", "evaluate.reward", "evaluate.gradient_pairs",
+    "evaluate.sample_tokens", "evaluate.reward", "evaluate.gradient_pairs", "rollout.record", "rollout.mismatch_alarm",
+    "rollout.mismatch_stop",
 )  # fmt: skip
 """Settings a resumed run may change: they do not move the weights."""
 
@@ -95,16 +96,13 @@ def align(
 
     Settings are dotted keys, `align(model=DIR, data=FILE, out=DIR, **{"objective.beta": 0.1})`, or a ready `config`.
     A loaded `policy` and `groups` in memory take the place of `model` and `data`, a `reward` in memory that of the
-    settings `reward.…` (source=rollouts). `overwrite` replaces an earlier run
-    in `out`; `dry_run` stops after the plan and the data report. Raises AccordError's children; a run folder is made
-    only once data and model are known good.
+    settings `reward.…` (source=rollouts). `overwrite` replaces an earlier run in `out`; `dry_run` stops after the plan
+    and the data report. Raises AccordError's children; a run folder is made only once data and model are known good.
     """
     if config is None:
         config = build_config(_with_places(settings, policy, groups, reward))
-    elif settings:
-        raise ConfigError(f"got a config and also {', '.join(settings)} — give one or the other")
     else:
-        config = settle_reward_model(config)
+        config = _check_config(config, settings, reward)
     supply = supply_of(config)
     spec, accelerator = supply.spec, _make_accelerator(config)
     out = config.out or f"runs/{config.method or config.objective.name}-{Path(config.model.path).name}"
@@ -156,6 +154,16 @@ def align(
     finally:
         if loop.tracker is not None:
             loop.tracker.close()
+
+
+def _check_config(config: AlignConfig, settings: Mapping[str, Any], reward: Reward | None) -> AlignConfig:
+    """Return a ready config; raise ConfigError beside settings, and beside a reward that it has no place for."""
+    if settings:
+        raise ConfigError(f"got a config and also {', '.join(settings)} — give one or the other")
+    if reward is not None and (config.source == "file" or config.reward.sections.keys() - {IN_MEMORY}):
+        what = "source=file samples nothing" if config.source == "file" else "the config names another"
+        raise ConfigError(f"got the reward {reward.name} in memory, but {what} — leave it out")
+    return settle_reward_model(config)
 
 
 def _make_accelerator(config: AlignConfig) -> Accelerator:

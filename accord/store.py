@@ -46,14 +46,14 @@ from accord.durable import (
     time_stamp,
     to_plain,
 )
+from accord.environment import describe_environment
 from accord.errors import StoreError
 
-__all__ = ["Checkpoint", "RejectedCheckpoint", "RunFolder", "describe_environment", "hash_file"]
+__all__ = ["Checkpoint", "RejectedCheckpoint", "RunFolder", "hash_file"]
 
 FILES = ("config.yaml", "manifest.json", "log.txt", "metrics.jsonl", "plan.json", "data_report.json", "bad_rows.jsonl")
 RESULTS = ("summary.json", "report.html")
-FOLDERS = ("rows", "checkpoints", "model", "bad_batch", "tensorboard", "wandb")
-VERSIONED = ("accord", "torch", "transformers", "tokenizers", "peft", "accelerate", "datasets", "numpy", "pyarrow")
+FOLDERS = ("rows", "rollouts", "checkpoints", "model", "bad_batch", "tensorboard", "wandb")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,12 +239,16 @@ class RunFolder:
         _write_table(path, pa.Table.from_pylist([to_plain({"step": step, **row}) for row in rows]))
         return path
 
-    def write_rollout(self, number: int, write: Callable[[Path], Any]) -> Path:
-        """Let `write` make the file of a rollout, whole or not there; one of the same number is replaced."""
-        path = self._folder("rollouts") / f"{number:06d}.parquet"
-        part = path.with_name(f"part-{path.name}")
-        write(part)
-        part.replace(path)
+    def write_rollout(self, step: int, write: Callable[[Path], Any]) -> Path:
+        """Keep what `write` makes, a Parquet file: the rollout that the steps after `step` are trained on."""
+        path = self._folder("rollouts") / f"{_step_name(step)}.parquet"
+        part = self.path / f".{path.stem}.tmp-{os.getpid()}.parquet"  # not in the folder, which readers take whole
+        try:
+            with storing("a rollout", path):
+                write(part)
+                atomic_write_bytes(path, part.read_bytes())
+        finally:
+            remove(part)
         return path
 
     def read_rows(self, split: str | None = None) -> Any:
@@ -256,7 +260,7 @@ class RunFolder:
         return pa.concat_tables(parts, promote_options="permissive") if parts else pa.table({})
 
     def rewind(self, step: int, *, keep_evaluation: bool = True) -> int:
-        """Drop metrics and rows after `step` (−1 = all) so that a resumed run tells its story once; return how many.
+        """Drop metrics, rows and rollouts after `step` (−1 = all): a resumed run tells its story once; return how many.
 
         Without `keep_evaluation`, drop the evaluation after `step` too: its checkpoint was written before it.
         """
@@ -283,6 +287,10 @@ class RunFolder:
                 _write_table(path, early)
             else:
                 path.unlink()
+        for path in (self.path / "rollouts").glob("step-*.parquet"):
+            if int(path.stem.removeprefix("step-")) >= max(step, 0):  # drawn after the checkpoint
+                path.unlink()
+                num_dropped += 1
         return num_dropped
 
     # -- checkpoints and the model ------------------------------------------------------------------------------
@@ -438,20 +446,6 @@ def check_vacant(path: str | Path, *, run_is_fine: bool = False) -> bool:
             "folder — choose another output folder, or continue this run with --resume; nothing was changed"
         )
     return is_run
-
-
-def describe_environment() -> dict[str, Any]:
-    """Return the versions of everything that can change a result, read from package metadata (nothing is imported)."""
-    import platform
-    from importlib import metadata
-
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name in VERSIONED:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return {"versions": versions, "platform": platform.platform(), "machine": platform.machine()}
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

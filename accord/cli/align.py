@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from accord.cli.command import add_command
+from accord.cli.outcome import describe_outcome
 
 EPILOG = "Settings are key=value with dotted keys, such as objective.beta=0.1 or train.epochs=2; see docs/settings.md."
 STOPPED = 143  # what a shell shows for a process ended by SIGTERM
@@ -47,7 +48,7 @@ def _align(parsed: argparse.Namespace) -> int:
     if parsed.json and is_first_process():
         print(dump_json({"plan": result.plan, "summary": result.summary}, indent=2))
     elif result.run is not None and not result.was_stopped:  # a stopped run has no result yet
-        announce(_outcome(result.summary, str(result.run.path)))
+        announce(describe_outcome(result.summary, str(result.run.path)))
     if result.was_stopped:
         announce(f"stopped by a signal after step {result.summary['steps']}; the same command with --resume goes on")
         return STOPPED
@@ -73,28 +74,3 @@ def read_settings(parsed: argparse.Namespace) -> dict[str, Any]:
             settings = {key: value for key, value in settings.items() if not key.startswith("objective.")}
         settings |= given
     return settings
-
-
-def _outcome(summary: dict[str, Any], folder: str) -> str:
-    lines = [
-        f"{summary['steps']} steps, {summary['tokens']} tokens, {summary['seconds']} s, {summary['layout']} layout"
-    ]
-    after, before = summary["eval_after"] or {}, summary["eval_before"] or {}
-    for key, name in (
-        ("rewards/accuracies", "held-out reward accuracy"),
-        ("ranking_accuracy", "held-out ranking accuracy"),
-        ("labels/accuracies", "held-out accuracy on labels"),
-        ("steps/accuracies", "held-out accuracy on steps"),
-        ("pairs/accuracies", "held-out accuracy on pairs"),
-        ("calibration/brier", "held-out Brier score"),
-        ("calibration/ece", "held-out calibration error"),
-        ("rewards/margins", "held-out margin"),
-        ("kl", "KL from the reference, nats"),
-        ("loss", "held-out loss"),
-    ):
-        if key in after:
-            ends = f" [{after[f'{key}_low']:.3f}, {after[f'{key}_high']:.3f}]" if f"{key}_low" in after else ""
-            start = f" (before: {before[key]:.3f})" if key in before else ""
-            lines.append(f"  {name:<30} {after[key]:.3f}{ends}{start}")
-    lines.append(f"model and report: {folder}/model, {folder}/report.html")
-    return "\n".join(lines)

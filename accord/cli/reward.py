@@ -9,6 +9,7 @@ from typing import Any
 
 from accord.cli.align import EPILOG, STOPPED, read_settings
 from accord.cli.command import add_command
+from accord.cli.outcome import describe_outcome
 
 SETTINGS = "reward.NAME.SETTING=value, such as reward.gsm8k.weight=2 or reward.combine=product"
 NUM_CALIBRATED = 512
@@ -99,24 +100,8 @@ def _reward(parsed: argparse.Namespace) -> int:
     if parsed.json and is_first_process():
         print(dump_json({"plan": result.plan, "summary": result.summary, "calibration": calibration}, indent=2))
     elif result.run is not None:
-        announce(_outcome(result.summary, str(result.run.path)))
+        announce(describe_outcome(result.summary, str(result.run.path)))
     return 0
-
-
-def _outcome(summary: dict[str, Any], folder: str) -> str:
-    after, before = summary["eval_after"] or {}, summary["eval_before"] or {}
-    lines = [f"{summary['steps']} steps, {summary['seconds']} s, {summary['layout']} layout"]
-    for key, name in (
-        ("rewards/accuracies", "held-out reward accuracy"), ("labels/accuracies", "held-out accuracy on labels"),
-        ("steps/accuracies", "held-out accuracy on steps"), ("pairs/accuracies", "held-out accuracy on pairs"),
-        ("calibration/ece", "held-out calibration error"), ("loss", "held-out loss"),
-    ):  # fmt: skip
-        if key in after:
-            ends = f" [{after[f'{key}_low']:.3f}, {after[f'{key}_high']:.3f}]" if f"{key}_low" in after else ""
-            start = f" (before: {before[key]:.3f})" if key in before else ""
-            lines.append(f"  {name:<30} {after[key]:.3f}{ends}{start}")
-    lines.append(f"reward model and report: {folder}/model, {folder}/report.html")
-    return "\n".join(lines)
 
 
 def _calibrate_trained(config: Any, policy: Any, folder: Path, announce: Any) -> dict[str, Any] | None:

@@ -124,9 +124,9 @@ def answers_of(config: AlignConfig, reward: Reward | None) -> Answers:
     )
 
 
-def keep_rollout(run: RunFolder, number: int, groups: Sequence[Group]) -> None:
-    """Write a rollout into the run folder: what was asked, answered, and what it was worth."""
-    run.write_rollout(number, lambda path: write_groups(path, groups))
+def keep_rollout(run: RunFolder, step: int, groups: Sequence[Group]) -> None:
+    """Write the rollout that the steps after `step` train on: what was asked, answered, and what it was worth."""
+    run.write_rollout(step, lambda path: write_groups(path, groups))
 
 
 def make_rollouts(

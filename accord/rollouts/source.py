@@ -69,7 +69,7 @@ class RolloutSource:
         """`draw` None: the prompts are recorded rollouts, taken in their order, judged again if `reward`."""
         self._prompts, self._draw, self._reward, self._worth = prompts, draw, reward, worth
         self._settings, self._train = settings, train
-        self.keep: Callable[[int, Sequence[Group]], None] = lambda block, groups: None
+        self.keep: Callable[[int, Sequence[Group]], None] = lambda step, groups: None
         carried = _carried(worth)
         self._state: dict[str, Tensor] = carried.start(**worth.settings) if carried is not None else {}
         self._kl_coef: float | None = worth.settings.get("kl_coef")
@@ -184,7 +184,7 @@ class RolloutSource:
         batch = replace(to_batch(groups, measured), state=self._state or None)
         groups = with_advantages(groups, measured, self._advantages(batch))
         self._advance(batch)
-        self.keep(block, [group.source for group in groups if group.source is not None])
+        self.keep(self._version, [group.source for group in groups if group.source is not None])
         return groups
 
     def _weighed(self, groups: list[TokenGroup]) -> list[TokenGroup]:

@@ -20,7 +20,8 @@ ALLOWED: dict[str, set[str]] = {
     "objectives": {"groups"},
     "config": {"errors", "objectives"},  # asks an objective's signature which settings it has, inside a function
     "durable": {"errors"},
-    "store": {"errors", "durable"},
+    "environment": set(),
+    "store": {"durable", "environment", "errors"},
     "tracking": {"errors", "store"},
     "terminal": {"claims", "objectives"},
     "diagnostics": {"errors", "groups"},

@@ -118,3 +118,28 @@ def test_a_sampler_of_other_weights_is_noticed(tmp_path: Path):
     }
     with pytest.raises(TrainingError, match="sampler and trainer differ by"):
         run(PROMPTS, tmp_path / "out", reward=GoldReward(), **settings)
+
+
+def test_rollouts_of_an_earlier_run_are_neither_kept_nor_told_twice(tmp_path: Path):
+    settings = BLOCKS | {"method": "grpo", "train.max_steps": 8}
+    done = run(PROMPTS, tmp_path / "out", reward=GoldReward(), **settings)
+    assert done.run is not None
+    folder = done.run.path / "rollouts"
+    assert [path.name for path in sorted(folder.iterdir())] == ["step-000000.parquet", "step-000004.parquet"]
+    assert done.run.rewind(4) > 0  # to a checkpoint of step 4, which the second rollout comes after
+    assert [path.name for path in folder.iterdir()] == ["step-000000.parquet"]
+    RunFolder.create(done.run.path, overwrite=True)
+    assert not folder.exists()
+
+
+def test_a_reward_in_memory_has_a_place_or_is_refused(tmp_path: Path):
+    from accord.alignment import align
+    from accord.config import build_config
+    from accord.errors import ConfigError
+
+    config = build_config({"model": "m", "data": "d", "objective": "dpo"})
+    with pytest.raises(ConfigError, match="source=file samples nothing"):
+        align(config, reward=GoldReward())
+    config = build_config({"model": "m", "data": "d", "method": "grpo", "reward.gsm8k.weight": 1})
+    with pytest.raises(ConfigError, match="the config names another"):
+        align(config, reward=GoldReward())
