@@ -130,3 +130,8 @@ def is_blank(response: Response) -> bool:
 def is_prompt_only(group: Group) -> bool:
     """Say whether a group came from a row without a response, to be sampled from."""
     return bool(group.extra.get("is_prompt_only"))
+
+
+def own_columns(group: Group) -> dict[str, object]:
+    """Return what a group's row held beside its prompt, without our mark that it had no response."""
+    return {key: value for key, value in group.extra.items() if key != "is_prompt_only"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from accord.data.policies import own_columns
 from accord.decoding.beam import search_answers
 from accord.decoding.estimates import kl_bound
 from accord.decoding.guided import guided_answers
@@ -130,7 +131,7 @@ def _draw(
             policy, groups, settings, strength=way.value_guided, chat_template=chat_template
         )  # fmt: skip
     answered = answer_prompts(policy, groups, settings, chat_template=chat_template)
-    return [replace(fresh, extra=_columns(group)) for fresh, group in zip(answered, groups, strict=True)]
+    return [replace(fresh, extra=own_columns(group)) for fresh, group in zip(answered, groups, strict=True)]
 
 
 def _chosen(
@@ -165,7 +166,3 @@ def _rated(groups: Sequence[Group], reward: Reward | None, judge: str | None) ->
     if reward is None:
         return list(groups)
     return with_ratings(groups, reward(groups), attribute=reward.name, judge=judge)
-
-
-def _columns(group: Group) -> dict[str, object]:
-    return {key: value for key, value in group.extra.items() if key != "is_prompt_only"}

@@ -14,7 +14,7 @@ import torch
 
 from accord.data import encode_prompts
 from accord.decoding.cached import CachedRows, check_same_vocabulary, decoding, room_for
-from accord.decoding.realigned import as_response
+from accord.decoding.drawn import answered, as_response
 from accord.errors import ConfigError
 from accord.policy.policy import Policy
 from accord.policy.sampling import stop_ids
@@ -120,17 +120,12 @@ def search_answers(
     """
     if num_responses > width:
         raise ConfigError(f"got num_responses={num_responses} of {width} beams — expected at most as many")
-    answered = []
+    drawn = []
     ends = stop_ids(policy, chat_template)
-    for group, prompt in zip(
-        groups, encode_prompts(groups, policy.tokenizer, chat_template=chat_template), strict=True
-    ):
+    for prompt in encode_prompts(groups, policy.tokenizer, chat_template=chat_template):
         beams = beam_search(
             policy, reference, prompt, width=width, expand=expand, max_tokens=max_tokens, by=by, ends=ends
         )  # fmt: skip
         responses: tuple[Response, ...] = tuple(as_response(policy, beam.ids, ends) for beam in beams[:num_responses])
-        extra = {key: value for key, value in group.extra.items() if key != "is_prompt_only"}
-        answered.append(
-            Group(prompt=group.prompt, responses=responses, tools=group.tools, origin=group.origin, extra=extra)
-        )
-    return answered
+        drawn.append(responses)
+    return answered(groups, drawn)

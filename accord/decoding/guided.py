@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from accord.data import encode_prompts
+from accord.data.policies import own_columns
 from accord.decoding.cached import room_for
 from accord.errors import ConfigError
 from accord.feedback.findings import Reward
@@ -54,7 +55,7 @@ def guided_answers(
         )  # fmt: skip
         candidates = [
             replace(
-                groups[place], judgements=(), extra=_without_mark(groups[place]),
+                groups[place], judgements=(), extra=own_columns(groups[place]),
                 responses=tuple(_joined(policy, chosen[place], block_of, ends) for block_of in blocks),
             )
             for place, blocks in zip(open_places, drawn, strict=True)
@@ -69,7 +70,7 @@ def guided_answers(
             and len(chosen[place].token_ids or ()) < rooms[place]
         ]
     return [
-        replace(group, responses=(response,), judgements=(), extra=_without_mark(group))
+        replace(group, responses=(response,), judgements=(), extra=own_columns(group))
         for group, response in zip(groups, chosen, strict=True)
     ]
 
@@ -80,7 +81,3 @@ def _joined(policy: Policy, before: Response, block: Response, ends: frozenset[i
     text = policy.tokenizer.decode(list(ids[:-1] if has_stopped else ids), skip_special_tokens=True)
     logps = (*(before.behaviour_logps or ()), *(block.behaviour_logps or ()))
     return replace(block, content=str(text), token_ids=ids, behaviour_logps=logps)
-
-
-def _without_mark(group: Group) -> dict[str, object]:
-    return {key: value for key, value in group.extra.items() if key != "is_prompt_only"}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from accord.data.policies import own_columns
 from accord.errors import ConfigError
 from accord.feedback.findings import Finding, Reward
 from accord.feedback.rating import with_ratings
@@ -93,8 +94,8 @@ def statistical_rejection(
 
 def keep_responses(group: Group, places: Sequence[int]) -> Group:
     """Return the group with only these responses, in this order, and without judgements."""
-    extra = {key: value for key, value in group.extra.items() if key != "is_prompt_only"}
-    return replace(group, responses=tuple(group.responses[place] for place in places), judgements=(), extra=extra)
+    responses = tuple(group.responses[place] for place in places)
+    return replace(group, responses=responses, judgements=(), extra=own_columns(group))
 
 
 def _select(groups, findings, attribute, judge, choose) -> Selection:  # type: ignore[no-untyped-def]  # three callers above

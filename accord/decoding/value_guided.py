@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from accord.data import encode_prompts
-from accord.decoding.cached import CachedRows, decoding, room_for
-from accord.decoding.realigned import draw_rows, random_numbers
+from accord.decoding.cached import CachedRows
+from accord.decoding.drawn import answered, draw_each
 from accord.errors import ConfigError
 from accord.policy.policy import Policy
 from accord.policy.sampling import SamplingSettings, stop_ids
@@ -57,20 +56,10 @@ def sample_value_guided(
         raise ConfigError("got a policy without values — load it with load_value_learner: objective=ilql saves them")
     if not math.isfinite(strength) or strength < 0:
         raise ConfigError(f"got strength={strength} — expected β ≥ 0: 0 = the policy itself")
-    if settings.stop or settings.min_tokens or settings.repetition_penalty != 1:
-        raise ConfigError(
-            "got stop, min_tokens or repetition_penalty for decoding by values — expected temperature, top_k, top_p "
-            "and min_p only"
-        )
-    stops = stop_ids(policy) if ends is None else ends
-    found = []
-    with decoding(policy):
-        for index, prompt in enumerate(prompts):
-            room = room_for(policy, prompt, settings.max_tokens)
-            uniform = random_numbers(settings, index if streams is None else streams[index], room)
-            rows = ValueGuidedRows(policy, prompt, strength)
-            found.append(draw_rows(rows, policy, settings, stops=stops, uniform=uniform))
-    return found
+    return draw_each(
+        (policy,), prompts, settings, streams=streams, ends=ends,
+        rows_at=lambda prompt: ValueGuidedRows(policy, prompt, strength),
+    )  # fmt: skip
 
 
 def answer_value_guided(
@@ -80,10 +69,4 @@ def answer_value_guided(
     prompts = encode_prompts(groups, policy.tokenizer, chat_template=chat_template)
     ends = stop_ids(policy, chat_template)
     drawn = sample_value_guided(policy, prompts, settings, strength=strength, ends=ends)
-    return [
-        replace(
-            group, responses=responses, judgements=(),
-            extra={key: value for key, value in group.extra.items() if key != "is_prompt_only"},
-        )
-        for group, responses in zip(groups, drawn, strict=True)
-    ]  # fmt: skip
+    return answered(groups, drawn)

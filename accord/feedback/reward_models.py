@@ -11,6 +11,7 @@ import numpy as np
 
 from accord.data import encode_groups
 from accord.data.batching import micro_batches
+from accord.data.policies import own_columns
 from accord.data.tokens import TokenGroup
 from accord.errors import ConfigError, FeedbackError
 from accord.feedback.findings import Finding, Reward
@@ -214,7 +215,7 @@ class _Member:
         labels = ()
         if self.steps is not None:  # a label of a step is what has the text cut at its steps
             labels = tuple(Label(response=place, step=0, is_desirable=True) for place in range(len(responses)))
-        extra = {key: value for key, value in group.extra.items() if key not in ("is_prompt_only", "prompts_differ")}
+        extra = {key: value for key, value in own_columns(group).items() if key != "prompts_differ"}
         return replace(group, responses=responses, judgements=labels, extra=extra)
 
     def _as_read(self, response: Response) -> Response:

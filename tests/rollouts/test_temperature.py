@@ -31,7 +31,7 @@ def test_the_first_ratio_is_one_and_the_start_is_the_reference(temperature: floa
     assert abs(lines[0]["log_ratio/response"]) < ROUNDING
     drawn = {
         group.prompt[-1].content: [sum(r.behaviour_logps or ()) for r in group.responses]  # type: ignore[union-attr]
-        for group in load_groups(done.run.path / "rollouts" / "000000.parquet").groups
+        for group in load_groups(done.run.path / "rollouts" / "step-000000.parquet").groups
     }
     rows = [row for row in RunFolder.open(done.run.path).read_rows("train").to_pylist() if row["step"] == 1]
     behaviour = sorted(drawn.values())
