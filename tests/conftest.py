@@ -5,10 +5,21 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import jaxtyping
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tiny models are slower with more
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+SHAPES_CHECKED = ("objectives", "properties", "policy")
+
+
+@pytest.fixture(autouse=True)
+def shapes_are_checked_where_rows_are_tested(request: pytest.FixtureRequest):
+    """Every call of a row has its arrays' shapes checked there; elsewhere, again and again, that would say no more."""
+    folder = request.path.relative_to(Path(__file__).parent).parts[0]
+    jaxtyping.config.update("jaxtyping_disable", folder not in SHAPES_CHECKED)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from toy_runs import (
     BASE,
     ENVIRONMENT,
@@ -28,7 +29,13 @@ from accord.data.batching import micro_batches
 from accord.policy.load import load_policy
 from accord.store import RunFolder
 
-RUNS = ("dpo", "kto", "sft")
+RUNS: dict[str, dict[str, Any]] = {
+    "dpo": {}, "kto": {}, "sft": {},
+    "a moving reference": {
+        "objective": "dpo", "reference.update": "soft", "reference.update_every": 2, "reference.mix": 0.25,
+        "train.checkpoint_every": 8,
+    },
+}  # fmt: skip
 SETTINGS: dict[str, Any] = {
     "train.batch_size": 3, "train.max_batch_tokens": 50, "train.epochs": 2, "train.lr": 1e-3, "evaluate.every": 2,
     "evaluate.num_samples": 3,
@@ -37,17 +44,9 @@ SETTINGS: dict[str, Any] = {
 DRIVER = """
 import json, sys
 from accord.cli import main
-for line in json.load(open(sys.argv[1])):
-    if code := main(line):
-        sys.exit(code)
-"""
-
-
-WAITING = """
-import json, sys
-from accord.cli import main
-for line in json.load(open(sys.argv[1])):
-    print("code", main(line), flush=True)
+codes = [main(line) for line in json.load(open(sys.argv[1]))]
+print("codes", codes, file=sys.stderr)
+sys.exit(codes[-1])
 """
 
 
@@ -67,17 +66,22 @@ def launch(
     )  # fmt: skip
 
 
+def settings_of(name: str) -> dict[str, Any]:
+    return {"objective": name} | SETTINGS | RUNS[name]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of every objective, by one process and by two; then, by two, one that must fail: its folder is taken."""
+    """Runs of every objective, by one process and by two; then, by two, what must be refused: their folder is taken."""
     folder = tmp_path_factory.mktemp("processes")
     pairs = write_pairs(folder, 14)
-    lines = [settings_line(folder / f"{name}-2", pairs, objective=name, **SETTINGS) for name in RUNS]
-    launched = launch(2, [[*line, "--json"] for line in [*lines, lines[0]]], folder)
+    lines = [settings_line(folder / f"{name}-2", pairs, **settings_of(name)) for name in RUNS]
+    refused = [[*lines[0], "train.lr=5e-3", "--resume"], lines[0]]
+    launched = launch(2, [[*line, "--json"] for line in [*lines, *refused]], folder)
     (folder / "stdout.txt").write_text(launched.stdout)
     (folder / "stderr.txt").write_text(f"{launched.returncode}\n{launched.stderr}")
     for name in RUNS:
-        run(pairs, folder / f"{name}-1", objective=name, **SETTINGS)
+        run(pairs, folder / f"{name}-1", **settings_of(name))
     return folder
 
 
@@ -89,6 +93,9 @@ def test_two_processes_train_as_one(name: str, folder: Path):
     assert largest_gap(final_weights(one), final_weights(two)) < 2e-4  # where a gradient is noise Adam turns its sign
     for here, there in zip(evaluations_of(one), evaluations_of(two), strict=True):
         assert there == pytest.approx(here, rel=1e-3, abs=1e-3)
+    if "reference.update" in RUNS[name]:
+        references = [torch.load(out / "checkpoints" / "step-000008" / "moving.pt") for out in (one, two)]
+        assert largest_gap(*references) < 2e-4
     for split in ("train", "eval", "samples"):
         mine, theirs = (
             sorted(RunFolder.open(out).read_rows(split).to_pylist(), key=lambda row: (row["step"], row["index"]))
@@ -115,17 +122,13 @@ def test_only_the_first_process_speaks(folder: Path):
         value, end = decoder.raw_decode(printed.strip())
         found.append(value["summary"]["objective"])
         printed = printed.strip()[end:]
-    assert found == list(RUNS)
+    assert found == [settings_of(name)["objective"] for name in RUNS]
 
 
 def test_what_the_first_process_refuses_ends_the_others_too(folder: Path):
     """Both say so by themselves: none waits at a meeting point until the launcher kills it."""
-    for name, line in (("taken", []), ("resumed", ["train.lr=5e-3", "--resume"])):
-        scratch = folder / name
-        scratch.mkdir()
-        settings = settings_line(folder / "dpo-2", folder / "pairs-14-2-0.jsonl", **SETTINGS)
-        launched = launch(2, [[*settings, *line]], scratch, driver=WAITING)
-        assert launched.stdout.count("code 1") == 2, launched.stderr[-2000:]
+    said = (folder / "stderr.txt").read_text()
+    assert said.count(f"codes {[0] * len(RUNS) + [1, 1]}") == 2, said[-3000:]
 
 
 def test_an_error_ends_all_processes(folder: Path):

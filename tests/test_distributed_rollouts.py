@@ -26,9 +26,15 @@ RUNS: dict[str, dict[str, Any]] = {
     "grpo": {"method": "grpo"},
     "ppo": {"method": "ppo", "rollout.epochs": 2, "rollout.kl_target": 0.5, "pretraining.weight": 0.5},
     "online_dpo": {"method": "online_dpo"},
+    "moving weights": {"method": "grpo", "reward.dynamic": "gradients", "reward.dynamic_step": 100.0},
 }
-FAILING = """
+DRIVER = """
 import json, os, sys
+from accord.cli import main
+
+for line in json.load(open(sys.argv[1])):
+    assert main(line) == 0
+
 from accord import align
 from accord.data import load_groups
 from accord.errors import FeedbackError
@@ -42,7 +48,7 @@ class FailsInOne(GoldReward):
             raise ConnectionError("nobody there")
         return super().__call__(groups)
 
-settings = json.load(open(sys.argv[1]))
+settings = json.load(open("{settings}"))
 try:
     align(groups=load_groups(settings.pop("data")).groups, reward=FailsInOne(), **settings)
 except FeedbackError as error:
@@ -57,13 +63,20 @@ def settings_of(name: str, folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same runs by one process and by two."""
+    """The same runs by one process and by two; last, by two, one whose reward fails in the second of them."""
     folder = tmp_path_factory.mktemp("processes")
     write_groups(folder / "prompts.jsonl", request_prompts(split_requests()[0][:12]))
     write_groups(folder / "demonstrations.jsonl", labelled_groups(8))
     prompts = folder / "prompts.jsonl"
     lines = [settings_line(folder / f"{name}-2", prompts, **settings_of(name, folder)) for name in RUNS]
-    launched = launch(2, lines, folder)
+    failing = SETTINGS | {
+        "model": str(BASE), "data": str(prompts), "out": str(folder / "failing"), "method": "grpo",
+        "evaluate.num_samples": 0, "tracking.report": False, "train.checkpoint_every": 100,
+    }  # fmt: skip
+    failing = {key: value for key, value in failing.items() if not key.startswith("reward.")}
+    (folder / "failing.json").write_text(json.dumps(failing))
+    launched = launch(2, lines, folder, driver=DRIVER.replace("{settings}", str(folder / "failing.json")))
+    (folder / "stdout.txt").write_text(launched.stdout)
     (folder / "stderr.txt").write_text(f"{launched.returncode}\n{launched.stderr}")
     for name in RUNS:
         run(prompts, folder / f"{name}-1", **settings_of(name, folder))
@@ -100,16 +113,8 @@ def vars_of(judgement: Any) -> tuple[Any, ...]:
 
 
 def test_a_reward_that_fails_in_one_process_ends_both_with_the_same_error(folder: Path):
-    scratch = folder / "failing"
-    scratch.mkdir()
-    settings = SETTINGS | {
-        "model": str(BASE), "data": str(folder / "prompts.jsonl"), "out": str(scratch / "out"), "method": "grpo",
-        "evaluate.num_samples": 0, "tracking.report": False, "train.checkpoint_every": 100,
-    }  # fmt: skip
-    settings = {key: value for key, value in settings.items() if not key.startswith("reward.")}
-    (scratch / "settings.json").write_text(json.dumps(settings))
-    launched = launch(2, [], scratch, driver=FAILING.replace("sys.argv[1]", repr(str(scratch / "settings.json"))))
     said = "said reward gold failed with ConnectionError: nobody there — the run pauses after step 1; --resume goes on"
-    assert launched.stdout.count(said) == 2, launched.stdout + launched.stderr[-2000:]
-    assert launched.returncode == 0
-    assert (scratch / "out" / "checkpoints" / "step-000001" / "source.pt").is_file()
+    printed, errors = ((folder / name).read_text() for name in ("stdout.txt", "stderr.txt"))
+    assert printed.count(said) == 2, printed + errors[-2000:]
+    assert errors.partition("\n")[0] == "0"
+    assert (folder / "failing" / "checkpoints" / "step-000001" / "source.pt").is_file()

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_distributed import launch
 from toy_runs import (
     BASE,
     assert_same_bits,
@@ -22,7 +21,6 @@ from toy_runs import (
     losses_of,
     metrics_of,
     run,
-    settings_line,
     write_pairs,
 )
 
@@ -230,15 +228,3 @@ def test_a_soup_of_the_policys_own_start_is_the_usual_reference(tmp_path: Path):
 def test_a_soup_of_what_is_not_a_model_is_refused(tmp_path: Path):
     with pytest.raises(PolicyError, match="nowhere"):
         run(write_pairs(tmp_path), tmp_path / "out", reference__soup=[str(BASE), "./nowhere"])
-
-
-# -- processes ---------------------------------------------------------------------------------------------------------
-
-
-def test_two_processes_move_the_reference_as_one_does(tmp_path: Path):
-    pairs = write_pairs(tmp_path, 14)
-    settings: dict[str, Any] = SOFT | {"train.batch_size": 3, "train.max_batch_tokens": 50, "model.device": "cpu"}
-    launched = launch(2, [settings_line(tmp_path / "two", pairs, **settings)], tmp_path)
-    run(pairs, tmp_path / "one", **settings)
-    assert losses_of(tmp_path / "two") == pytest.approx(losses_of(tmp_path / "one"), rel=2e-5), launched.stderr[-2000:]
-    assert largest_gap(moved(tmp_path / "one", 8), moved(tmp_path / "two", 8)) < 2e-4

@@ -29,17 +29,17 @@ def _verify(parsed: argparse.Namespace) -> int:
     quiet_libraries()
     import torch
 
+    from accord.certify import model_claims
+    from accord.lab.base_model import base_model_folder
     from accord.lab.optima import objective_claims
+    from accord.policy.load import load_policy
 
+    policy = load_policy(parsed.model or base_model_folder())  # first, so that a mistyped path is said at once
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tables of a few dozen numbers: threads would only wait for each other
     claims = [] if parsed.only_model else objective_claims()
     torch.set_num_threads(num_threads)
-    from accord.certify import model_claims
-    from accord.lab.base_model import base_model_folder
-    from accord.policy.load import load_policy
-
-    claims += model_claims(load_policy(parsed.model or base_model_folder()))
+    claims += model_claims(policy)
     if parsed.json:
         print(json.dumps([claim.to_dict() for claim in claims], indent=2))
     else:

@@ -92,14 +92,17 @@ def serve(
     except KeyboardInterrupt:
         pass  # how uvicorn hands on a signal once it has shut down
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         if preparation is not None:
             preparation.end()
 
 
-def _leave_by_exception() -> Any:
-    """Make a TERM signal end the page as Ctrl-C does; return what it did before, None where signals are not ours."""
+def _leave_by_exception() -> dict[signal.Signals, Any]:
+    """Make both signals end the page, from before its address is known; return what they did, empty if not ours.
+
+    A shell starts what it puts in the background with Ctrl-C ignored, and uvicorn listens only once it runs.
+    """
     if threading.current_thread() is not threading.main_thread():
-        return None
-    return signal.signal(signal.SIGTERM, signal.default_int_handler)
+        return {}
+    return {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -26,6 +26,7 @@ FULLER_FOLDERS = {
     "accord/rollouts": (11, "a rollout step by step: prompts, drawing, judging, what it is worth, what is watched"),
     "accord/run": (12, "a run seen part by part"),
     "accord/feedback/people": (11, "a project seen part by part, and the one database below them all"),
+    "accord/decoding": (10, "a file per way of answering, and the two that they stand on"),
     "accord/lab": (13, "two worlds: three files of the enumerable one, eight of the readable one"),
     "accord/policy": (16, "one model seen from every side: layout, attention, head, check, reference, sampling, …"),
 }

@@ -1,4 +1,4 @@
-"""Runs whose reward has weights that move, or reads critiques: stopped, in two processes, and what they learn."""
+"""Runs whose reward has weights that move, or reads critiques: stopped, and what they learn."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from models import save_model
 from rollouts.test_dynamic_rewards import RULES, moving
 from rollouts.test_methods import ONLINE, PROMPTS
 from rollouts.test_trust import BLOCKS, stop_at
-from test_distributed import launch
-from toy_runs import BASE, assert_same_bits, checkpoint_of, metrics_of, run, settings_line
+from toy_runs import BASE, assert_same_bits, checkpoint_of, metrics_of, run
 
-from accord.data import load_groups, write_groups
+from accord.data import load_groups
 from accord.errors import ConfigError
 from accord.feedback.composition import Composition, Part, build_reward
 from accord.feedback.composition.moving import make_dynamic
@@ -63,19 +62,6 @@ def _follow_the_rule(rule: str, out: Path) -> None:
 
 def _ratings(groups: Sequence[Group], attribute: str) -> list[float]:
     return [j.value for g in groups for j in g.judgements if isinstance(j, Rating) and j.attribute == attribute]
-
-
-def test_two_processes_move_the_weights_alike(tmp_path: Path):
-    write_groups(tmp_path / "prompts.jsonl", PROMPTS[:12])
-    options = TWO_PARTS | RULES["gradients"] | {
-        "train.batch_size": 3, "train.max_steps": 3, "train.epochs": 9, "train.lr": 1e-3, "train.warmup": 0,
-        "train.max_batch_tokens": 90, "rollout.max_tokens": 10, "rollout.num_responses": 3, "data.eval_fraction": 0.0,
-        "model.device": "cpu", "reference.cache": None,
-    }  # fmt: skip
-    launched = launch(2, [settings_line(tmp_path / "two", tmp_path / "prompts.jsonl", **options)], tmp_path)
-    run(tmp_path / "prompts.jsonl", tmp_path / "one", **options)
-    for here, there in zip(metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two"), strict=True):
-        assert there == {key: pytest.approx(v, rel=1e-3, abs=2e-4) for key, v in here.items()}, launched.stderr[-2000:]
 
 
 def test_maxmin_serves_the_group_that_a_mixture_leaves_behind(tmp_path: Path):
