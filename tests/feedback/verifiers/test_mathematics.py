@@ -141,8 +141,8 @@ def test_a_worker_that_was_ended_from_outside_is_replaced_without_a_word() -> No
     ids=range(20),
 )
 def test_hostile_input_never_wins_and_never_stops_the_caller(text: str) -> None:
-    assert verifiers.math(text, "3", timeout_seconds=3.0).score in (0.0, None)
-    assert verifiers.math(text, "3", extraction="loose", timeout_seconds=3.0).score in (0.0, None)
+    assert verifiers.math(text, "3", timeout_seconds=1.5).score in (0.0, None)
+    assert verifiers.math(text, "3", extraction="loose", timeout_seconds=1.5).score in (0.0, None)
     assert verifiers.gsm8k(text, "3").score == 0.0
 
 
