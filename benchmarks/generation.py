@@ -39,12 +39,15 @@ from accord.policy.sampling import SamplingSettings, sample_responses, stop_ids
 
 K = 8
 TRL_ROWS = 8  # its per_device_train_batch_size, by default also what one call of `generate` gets
+PROMPTS_WAITING = (
+    8  # where lengths vary: of two in the batch, so that those that wait can take the places of those that end
+)
 GOALS = "Goals: ≥ 4 × generate on the text world's model, ≥ 3 × on the bench model, more where lengths vary."
 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: prompts, K responses each, and how many rows `generate` gets in a call."""
+    """One comparison: prompts, K responses each, rows that a call of `generate` gets and that Accord holds at once."""
 
     name: str
     policy: Policy
@@ -53,6 +56,7 @@ class Case:
     max_tokens: int
     ends: Sequence[int]
     rows_of_generate: int
+    rows_of_accord: int = 256
 
 
 @torch.no_grad()
@@ -82,10 +86,10 @@ def generate(case: Case, seed: int) -> int:
 
 def accord(case: Case, seed: int) -> int:
     """Draw with Accord's engine, all prompts in one call, and return the number of tokens."""
-    drawn = sample_responses(
-        case.policy, case.prompts, SamplingSettings(num_responses=K, max_tokens=case.max_tokens, seed=seed),
-        more_stop_ids=case.ends,
+    settings = SamplingSettings(
+        num_responses=K, max_tokens=case.max_tokens, seed=seed, max_rows=case.rows_of_accord
     )  # fmt: skip
+    drawn = sample_responses(case.policy, case.prompts, settings, more_stop_ids=case.ends)
     return sum(len(response.token_ids or ()) for responses in drawn for response in responses)
 
 
@@ -143,15 +147,21 @@ def bench_cases(folder: Path, num_prompts: int) -> list[Case]:
         each.generation_config.eos_token_id = None
     policy.tokenizer.eos_token = None
     draw = torch.Generator().manual_seed(0)
-    prompts = [torch.randint(0, 50_000, (512,), generator=draw).tolist() for _ in range(num_prompts)]
+    waiting = [torch.randint(0, 50_000, (512,), generator=draw).tolist() for _ in range(PROMPTS_WAITING)]
+    prompts = waiting[:num_prompts]
     vocabulary = policy.causal_lm.config.vocab_size
     # the weights are random and every token about as likely: one in eighty ends a response, as lengths vary in life
     many = list(range(0, vocabulary, 80))
     rows = num_prompts * K
+    both = f"{rows} rows a call and at once"
     return [
         Case(f"bench model, {num_prompts} prompts of 512 × {K}, 128 tokens", policy, model, prompts, 128, [], rows),
         Case(f"bench model, {num_prompts} prompts of 512 × {K}, ≤ 128 tokens", policy, model, prompts, 128, many, rows),
-    ]
+        Case(
+            f"bench model, {PROMPTS_WAITING} prompts of 512 × {K}, ≤ 128 tokens; {both}",
+            policy, model, waiting, 128, many, rows, rows,
+        ),
+    ]  # fmt: skip
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -2,8 +2,9 @@
 
 Registered with transformers' attention interface, so every decoder whose attention goes through that interface runs
 on the tree layout unchanged. Runs on scaled-dot-product attention; models that soft-cap scores take the written-out
-form. Two arrangements of the same mathematics: short trees are padded together under one mask (few calls), long ones
-run prompt and responses apart (only the necessary products). Axes: B trees, A heads, N packed, L padded, D head size.
+form. Arrangements of the same mathematics: short trees are padded together under one mask (few calls), long ones run
+prompt and responses apart (only the necessary products; in large ones where the processor is best at them).
+Axes: B trees, A heads, N packed, L padded, D head size.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from accord.policy.layout import Tree, TreeLayout
+from accord.policy.products import goes_to_onednn
+from accord.policy.shared_prompt import shared_prompt_attention
 
 TREE_ATTENTION = "accord_tree"
 SAMPLING_ATTENTION = "accord_sampling"  # of policy/sampling, one token per row
@@ -75,6 +78,8 @@ class _Attend:
 
     def segmented(self, q_AND: Tensor, k_AND: Tensor, v_AND: Tensor) -> Tensor:
         """Prompts attend causally; each response attends to its prompt and, causally, to itself."""
+        if self.window is None and self.softcap is None and goes_to_onednn(q_AND[0], k_AND[0], q_AND.shape[1]):
+            return self._in_products(q_AND, k_AND, v_AND)
         # split, not sliced: the backward pass of a split is one concatenation
         pieces = iter(list(zip(*(x_AND.split(self._lengths(), dim=1) for x_AND in (q_AND, k_AND, v_AND)), strict=True)))
         parts: list[Tensor] = []
@@ -86,6 +91,19 @@ class _Attend:
                 k_row, v_row = torch.cat([k_prompt, k_own], dim=1), torch.cat([v_prompt, v_own], dim=1)
                 parts.append(self._causal(q_own, k_row, v_row) if q_own.shape[1] else q_own)
         return torch.cat(parts, dim=1)
+
+    def _in_products(self, q_AND: Tensor, k_AND: Tensor, v_AND: Tensor) -> Tensor:
+        trees = self.layout.trees
+        pieces = (x_AND.split([tree.length for tree in trees], dim=1) for x_AND in (q_AND, k_AND, v_AND))
+        return torch.cat(
+            [
+                shared_prompt_attention(
+                    *own, num_prompt=tree.prompt[1], lengths=[n for _, n in tree.responses], scale=self.scale
+                )
+                for tree, *own in zip(trees, *pieces, strict=True)
+            ],
+            dim=1,
+        )
 
     def _lengths(self) -> list[int]:
         return [

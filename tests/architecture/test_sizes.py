@@ -28,7 +28,7 @@ FULLER_FOLDERS = {
     "accord/feedback/people": (11, "a project seen part by part, and the one database below them all"),
     "accord/decoding": (10, "a file per way of answering, and the two that they stand on"),
     "accord/lab": (13, "two worlds: three files of the enumerable one, eight of the readable one"),
-    "accord/policy": (16, "one model seen from every side: layout, attention, head, check, reference, sampling, …"),
+    "accord/policy": (17, "one model seen from every side: layout, attention, head, check, reference, sampling, …"),
 }
 PROGRAMS = {"accord.lab.build", "accord.lab.journeys.__main__"}
 VAGUE = {"utils", "util", "common", "helpers", "misc", "base", "core", "tools"}

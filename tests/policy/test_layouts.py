@@ -16,7 +16,7 @@ from models import SHAREABLE, UNSHAREABLE, build_policy, own_token_logps, ragged
 from toy_runs import BASE
 
 from accord.data.tokens import TokenGroup, TokenResponse
-from accord.policy import attention, layout
+from accord.policy import attention, layout, shared_prompt
 from accord.policy.check import check_layout, probe_groups
 from accord.policy.layout import Tree
 from accord.policy.load import Precision, load_policy
@@ -47,11 +47,14 @@ def gradient(policy: Policy, groups: list[TokenGroup], layout: str) -> tuple[tor
     return logps_N.detach(), torch.cat(flat)
 
 
-@pytest.mark.parametrize("short_tree", [0, 10**6], ids=["segmented", "padded"])
+@pytest.mark.parametrize("arrangement", ["segmented", "in products", "padded"])
 @pytest.mark.parametrize("name", SHAREABLE)
-def test_tree_equals_plain(name: str, short_tree: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tree_equals_plain(name: str, arrangement: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    short_tree = 10**6 if arrangement == "padded" else 0
     monkeypatch.setattr(attention, "SHORT_TREE", short_tree)
     monkeypatch.setattr(attention, "MOST_PADDING", short_tree)
+    monkeypatch.setattr(attention, "goes_to_onednn", lambda *given: arrangement == "in products")
+    monkeypatch.setattr(shared_prompt, "ROWS", 3)  # blocks that end inside prompts and responses
     policy, groups = build_policy(name), ragged_groups()
     assert policy.layout == "tree"
     plain_N, plain_grad = gradient(policy, groups, "plain")
@@ -115,6 +118,24 @@ def test_the_shipped_model_shares_prompts_in_every_precision(precision: Precisio
     policy = load_policy(BASE, precision=precision)
     found = check_layout(policy, probe_groups(policy.causal_lm.config.vocab_size), gradients=True)
     assert found.passed, found.reason
+
+
+def test_a_float32_tree_in_products_is_the_definition_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What long trees take on this machine, where its products are fast, against the written-out softmax."""
+    draw = torch.Generator().manual_seed(0)
+    lengths, num_prompt = [130, 0, 1, 300], 520
+    trees = (Tree((0, num_prompt), tuple((0, n) for n in lengths)),)
+    positions_N = torch.cat([torch.arange(num_prompt), *(num_prompt + torch.arange(n) for n in lengths)])
+    q, k, v, w = (torch.randn(1, 2, len(positions_N), 16, generator=draw) for _ in range(4))
+    found = []
+    for dtype, in_products in ((torch.float64, False), (torch.float32, True)):
+        monkeypatch.setattr(attention, "goes_to_onednn", lambda *given, answer=in_products: answer)
+        leaves = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+        out, _ = attention.tree_attention(torch.nn.Module(), *leaves, None, tree=layout.TreeLayout(trees, positions_N))
+        grads = torch.autograd.grad((out.transpose(1, 2) * w.to(dtype)).sum(), leaves)
+        found.append([x.double() for x in (out, *grads)])
+    for exact, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, exact, rtol=0, atol=1e-5)
 
 
 def test_a_leak_between_siblings_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

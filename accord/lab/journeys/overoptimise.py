@@ -42,7 +42,7 @@ class Watched:
         """`samples` are the reference's answers to every prompt."""
         self._proxy, self._gold = proxy, GoldReward()
         self._best = {
-            group.prompt: max(one.score for one in row if one.score is not None)
+            _question(group): max(one.score for one in row if one.score is not None)
             for group, row in zip(samples, proxy(samples), strict=True)
         }
 
@@ -53,15 +53,19 @@ class Watched:
                 Finding(
                     score=paid.score,
                     reason=paid.reason,
-                    parts={
-                        "gold": true.score,
-                        "above_reference": None if paid.score is None else float(paid.score > self._best[group.prompt]),
-                    },
+                    parts={"gold": true.score, "above_reference": self._is_above(group, paid.score)},
                 )
                 for paid, true in zip(of_proxy, of_gold, strict=True)
             ]
             for group, of_proxy, of_gold in zip(groups, self._proxy(groups), self._gold(groups), strict=True)
         ]
+
+    def _is_above(self, group: Group, score: float | None) -> float | None:
+        return None if score is None else float(score > self._best[_question(group)])
+
+
+def _question(group: Group) -> str:
+    return group.prompt if isinstance(group.prompt, str) else group.prompt[-1].content
 
 
 def overoptimise(out: Path, *, seed: int, tell: Tell) -> dict[str, Any]:
