@@ -12,14 +12,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tiny 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-SHAPES_CHECKED = ("objectives", "properties", "policy")
+SHAPES_CHECKED = ("objectives", "properties", "policy", "rollouts", "run", "test_every_objective.py", "test_train.py")
 
 
 @pytest.fixture(autouse=True)
 def shapes_are_checked_where_rows_are_tested(request: pytest.FixtureRequest):
     """Every call of a row has its arrays' shapes checked there; elsewhere, again and again, that would say no more."""
-    folder = request.path.relative_to(Path(__file__).parent).parts[0]
-    jaxtyping.config.update("jaxtyping_disable", folder not in SHAPES_CHECKED)
+    first = request.path.relative_to(Path(__file__).parent).parts[0]
+    jaxtyping.config.update("jaxtyping_disable", first not in SHAPES_CHECKED)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -42,10 +42,12 @@ SETTINGS: dict[str, Any] = {
     "evaluate.sample_tokens": 8, "model.device": "cpu", "reference.cache": None,
 }  # fmt: skip
 DRIVER = """
-import json, sys
+import json, os, sys, time
 from accord.cli import main
 codes = [main(line) for line in json.load(open(sys.argv[1]))]
-print("codes", codes, file=sys.stderr)
+print("codes", codes, file=sys.stderr, flush=True)
+if os.environ["RANK"] == "0":
+    time.sleep(2)  # the launcher ends the other process as soon as one has failed: let it speak first
 sys.exit(codes[-1])
 """
 
@@ -62,7 +64,7 @@ def launch(
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(port)]
     return subprocess.run(
         [sys.executable, *launcher, str(folder / "driver.py"), str(folder / "lines.json")],
-        capture_output=True, text=True, timeout=240, env=ENVIRONMENT, check=False,
+        capture_output=True, text=True, timeout=240 + 60 * len(lines), env=ENVIRONMENT, check=False,
     )  # fmt: skip
 
 
@@ -129,6 +131,8 @@ def test_what_the_first_process_refuses_ends_the_others_too(folder: Path):
     """Both say so by themselves: none waits at a meeting point until the launcher kills it."""
     said = (folder / "stderr.txt").read_text()
     assert said.count(f"codes {[0] * len(RUNS) + [1, 1]}") == 2, said[-3000:]
+    assert "got other settings than the run" in said
+    assert "(train.lr)" in said
 
 
 def test_an_error_ends_all_processes(folder: Path):

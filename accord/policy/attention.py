@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from accord.policy.layout import Tree, TreeLayout
-from accord.policy.products import goes_to_onednn
-from accord.policy.shared_prompt import shared_prompt_attention
+from accord.policy.shared_prompt import can_share_products, shared_prompt_attention
 
 TREE_ATTENTION = "accord_tree"
 SAMPLING_ATTENTION = "accord_sampling"  # of policy/sampling, one token per row
 SHORT_TREE = 256  # tokens; below it one padded call is cheaper than one call per response
+LONG_PROMPT = 448  # tokens; from here on all its responses at once are cheaper, where `can_share_products` says so
 MOST_PADDING = 4  # times the scores that are needed; above it the calls are
 
 
@@ -78,39 +78,30 @@ class _Attend:
 
     def segmented(self, q_AND: Tensor, k_AND: Tensor, v_AND: Tensor) -> Tensor:
         """Prompts attend causally; each response attends to its prompt and, causally, to itself."""
-        if self.window is None and self.softcap is None and goes_to_onednn(q_AND[0], k_AND[0], q_AND.shape[1]):
-            return self._in_products(q_AND, k_AND, v_AND)
+        can_share = self.window is None and self.softcap is None and can_share_products(q_AND, k_AND, v_AND)
+        is_whole = [can_share and tree.prompt[1] >= LONG_PROMPT for tree in self.layout.trees]
+        lengths = [
+            length
+            for tree, whole in zip(self.layout.trees, is_whole, strict=True)
+            for length in ((tree.length,) if whole else (tree.prompt[1], *(n for _, n in tree.responses)))
+        ]
         # split, not sliced: the backward pass of a split is one concatenation
-        pieces = iter(list(zip(*(x_AND.split(self._lengths(), dim=1) for x_AND in (q_AND, k_AND, v_AND)), strict=True)))
+        pieces = iter(list(zip(*(x_AND.split(lengths, dim=1) for x_AND in (q_AND, k_AND, v_AND)), strict=True)))
         parts: list[Tensor] = []
-        for tree in self.layout.trees:
+        for tree, whole in zip(self.layout.trees, is_whole, strict=True):
+            if whole:
+                own = [n for _, n in tree.responses]
+                parts.append(
+                    shared_prompt_attention(*next(pieces), num_prompt=tree.prompt[1], lengths=own, scale=self.scale)
+                )
+                continue
             q_prompt, k_prompt, v_prompt = next(pieces)
             parts.append(self._causal(q_prompt, k_prompt, v_prompt))
             for _ in tree.responses:
                 q_own, k_own, v_own = next(pieces)
                 k_row, v_row = torch.cat([k_prompt, k_own], dim=1), torch.cat([v_prompt, v_own], dim=1)
-                parts.append(self._causal(q_own, k_row, v_row) if q_own.shape[1] else q_own)
+                parts.append(self._causal(q_own, k_row, v_row) if q_own.shape[1] else v_own)
         return torch.cat(parts, dim=1)
-
-    def _in_products(self, q_AND: Tensor, k_AND: Tensor, v_AND: Tensor) -> Tensor:
-        trees = self.layout.trees
-        pieces = (x_AND.split([tree.length for tree in trees], dim=1) for x_AND in (q_AND, k_AND, v_AND))
-        return torch.cat(
-            [
-                shared_prompt_attention(
-                    *own, num_prompt=tree.prompt[1], lengths=[n for _, n in tree.responses], scale=self.scale
-                )
-                for tree, *own in zip(trees, *pieces, strict=True)
-            ],
-            dim=1,
-        )
-
-    def _lengths(self) -> list[int]:
-        return [
-            length
-            for tree in self.layout.trees
-            for length in (tree.prompt[1], *(response[1] for response in tree.responses))
-        ]
 
     def padded(self, q_AND: Tensor, k_AND: Tensor, v_AND: Tensor) -> Tensor:
         """All trees of the row as one padded batch under the tree mask."""

@@ -9,19 +9,33 @@ Axes: A heads, N tokens of the tree (prompt, then responses), P prompt tokens, R
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from accord.policy.products import product
+from accord.policy.products import goes_to_onednn, product
 
 ROWS = 256  # queries of a block: with 64 or less the calls cost more than the products, with 512 the cache does
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+log = logging.getLogger(__name__)
+
+
+def can_share_products(q_AND: Tensor, k_AND: Tensor, v_AND: Tensor) -> bool:
+    """Whether `shared_prompt_attention` takes these, and its products the faster kernel of this processor."""
+    return (
+        q_AND.shape == k_AND.shape == v_AND.shape
+        and q_AND.dtype == v_AND.dtype
+        and not torch.is_autocast_enabled(q_AND.device.type)
+        and goes_to_onednn(q_AND[0], k_AND[0], q_AND.shape[1])
+        and agrees_with_attention()
+    )
 
 
 def shared_prompt_attention(
@@ -29,9 +43,46 @@ def shared_prompt_attention(
 ) -> Tensor:
     """Return (A, N, D): prompt tokens attend causally, response tokens to the prompt and, causally, to their own.
 
-    N = num_prompt + Σ lengths. On the CPU, in float32 or float64; differentiable once.
+    N = num_prompt + Σ lengths, num_prompt ≥ 1. On the CPU, in float32 or float64; differentiable once.
     """
-    return _SharedPrompt.apply(q_AND, k_AND, v_AND, num_prompt, [n for n in lengths if n], scale)
+    # the flash kernel takes the last axis to be contiguous, and does not ask
+    given = (x_AND if x_AND.stride(-1) == 1 else x_AND.contiguous() for x_AND in (q_AND, k_AND, v_AND))
+    return _SharedPrompt.apply(*given, num_prompt, [length for length in lengths if length], scale)
+
+
+@cache
+def agrees_with_attention() -> bool:
+    """Whether torch's CPU attention gives its log Σ exp as is expected here: it is private, so it is compared once."""
+    draw = torch.Generator().manual_seed(0)
+    q, k, v, weight = (torch.randn(2, 9, 8, generator=draw) for _ in range(4))
+    found: list[list[Tensor]] = []
+    try:
+        for attend in (  # a prompt and one response are plain causal attention
+            lambda *x: shared_prompt_attention(*x, num_prompt=5, lengths=[4], scale=0.5),
+            lambda *x: F.scaled_dot_product_attention(*x, is_causal=True, scale=0.5),
+        ):
+            leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+            with torch.enable_grad():
+                out = attend(*leaves)
+            found.append([out.detach(), *torch.autograd.grad((out * weight).sum(), leaves)])
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+    else:
+        if all(torch.allclose(*both, rtol=1e-4, atol=1e-5) for both in zip(*found, strict=True)):
+            return True
+        reason = "its numbers are not those of F.scaled_dot_product_attention"
+    log.warning("long prompts attend by torch's own kernel, the one for shared prompts cannot be used: %s", reason)
+    return False
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Causal attention (1, A, R, D) with log Σ exp of its scores (1, A, R)."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True, scale=scale)
+
+
+def _flash_backward(given: Sequence[Tensor], scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients from (grad, q, k, v, output, log Σ exp)."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(*given, 0.0, True, scale=scale)
 
 
 class _SharedPrompt(torch.autograd.Function):
@@ -46,7 +97,7 @@ class _SharedPrompt(torch.autograd.Function):
             mass_AN[head, rows] = (largest_R1 - scores_RP.amax(-1, keepdim=True).log()).squeeze(-1)
             out_AND[head, rows] = product(scores_RP, v[head, keys].t())
         for own in _own(num_prompt, lengths):
-            out, mass = _flash(q[None, :, own], k[None, :, own], v[None, :, own], 0.0, True, scale=scale)
+            out, mass = _flash(q[None, :, own], k[None, :, own], v[None, :, own], scale)
             share = torch.sigmoid(mass[0] - mass_AN[:, own])
             out_AND[:, own] = out_AND[:, own].lerp(out[0], share[..., None])
             mass_AN[:, own] = torch.logaddexp(mass_AN[:, own], mass[0])
@@ -68,8 +119,7 @@ class _SharedPrompt(torch.autograd.Function):
             grad_q[head, rows] = product(slope_RP, k[head, keys].t())
             grad_k[head, keys] += product(q[head, rows].t(), slope_RP.t()).t()
         for own in _own(ctx.num_prompt, ctx.lengths):
-            given = (x[None, :, own] for x in (grad_AND, q, k, v, out_AND, mass_AN))
-            parts = _flash_backward(*given, 0.0, True, scale=ctx.scale)
+            parts = _flash_backward([x[None, :, own] for x in (grad_AND, q, k, v, out_AND, mass_AN)], ctx.scale)
             for whole, part in zip((grad_q, grad_k, grad_v), parts, strict=True):
                 whole[:, own] += part[0]
         return grad_q, grad_k, grad_v, None, None, None

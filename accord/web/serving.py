@@ -93,7 +93,8 @@ def serve(
         pass  # how uvicorn hands on a signal once it has shut down
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # None: not Python's to put back
+                signal.signal(number, handler)
         if preparation is not None:
             preparation.end()
 

@@ -7,12 +7,14 @@ or a position off by one shows at 1e-3 and more).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch._dynamo.utils
-from models import SHAREABLE, UNSHAREABLE, build_policy, own_token_logps, ragged_groups, save_model
+from models import SHAREABLE, UNSHAREABLE, build_policy, build_tokenizer, own_token_logps, ragged_groups, save_model
 from toy_runs import BASE
 
 from accord.data.tokens import TokenGroup, TokenResponse
@@ -53,7 +55,8 @@ def test_tree_equals_plain(name: str, arrangement: str, monkeypatch: pytest.Monk
     short_tree = 10**6 if arrangement == "padded" else 0
     monkeypatch.setattr(attention, "SHORT_TREE", short_tree)
     monkeypatch.setattr(attention, "MOST_PADDING", short_tree)
-    monkeypatch.setattr(attention, "goes_to_onednn", lambda *given: arrangement == "in products")
+    monkeypatch.setattr(attention, "LONG_PROMPT", 1)
+    monkeypatch.setattr(shared_prompt, "goes_to_onednn", lambda *given: arrangement == "in products")
     monkeypatch.setattr(shared_prompt, "ROWS", 3)  # blocks that end inside prompts and responses
     policy, groups = build_policy(name), ragged_groups()
     assert policy.layout == "tree"
@@ -120,22 +123,63 @@ def test_the_shipped_model_shares_prompts_in_every_precision(precision: Precisio
     assert found.passed, found.reason
 
 
-def test_a_float32_tree_in_products_is_the_definition_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What long trees take on this machine, where its products are fast, against the written-out softmax."""
+def test_a_tree_in_products_is_the_definition_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What long prompts take where products are fast, against a softmax written out."""
+    monkeypatch.setattr(shared_prompt, "goes_to_onednn", lambda *given: True)
+    assert shared_prompt.agrees_with_attention()
     draw = torch.Generator().manual_seed(0)
     lengths, num_prompt = [130, 0, 1, 300], 520
-    trees = (Tree((0, num_prompt), tuple((0, n) for n in lengths)),)
-    positions_N = torch.cat([torch.arange(num_prompt), *(num_prompt + torch.arange(n) for n in lengths)])
-    q, k, v, w = (torch.randn(1, 2, len(positions_N), 16, generator=draw) for _ in range(4))
-    found = []
-    for dtype, in_products in ((torch.float64, False), (torch.float32, True)):
-        monkeypatch.setattr(attention, "goes_to_onednn", lambda *given, answer=in_products: answer)
+    tree = Tree((0, num_prompt), tuple((0, n) for n in lengths))
+    at_N = torch.cat([torch.arange(num_prompt), *(num_prompt + torch.arange(n) for n in lengths)])
+    branch_N = torch.repeat_interleave(torch.arange(5), torch.tensor([num_prompt, *lengths]))
+    hidden_NN = (branch_N[:, None] != branch_N[None]) & (branch_N[None] != 0) | (at_N[None] > at_N[:, None])
+    q, k, v, w = (torch.randn(2, len(at_N), 16, generator=draw, dtype=torch.float64) for _ in range(4))
+
+    def by_definition(*given: torch.Tensor) -> torch.Tensor:
+        q, k, v = given
+        return (q @ k.transpose(1, 2) / 4).masked_fill(hidden_NN, float("-inf")).softmax(-1) @ v
+
+    def in_products(*given: torch.Tensor) -> torch.Tensor:
+        laid_out = layout.TreeLayout((tree,), at_N)
+        out, _ = attention.tree_attention(torch.nn.Module(), *(x[None] for x in given), None, tree=laid_out)
+        return out[0].transpose(0, 1)
+
+    def found(attend: Callable[..., torch.Tensor], dtype: torch.dtype, turned: bool = False) -> list[torch.Tensor]:
         leaves = [x.to(dtype).requires_grad_() for x in (q, k, v)]
-        out, _ = attention.tree_attention(torch.nn.Module(), *leaves, None, tree=layout.TreeLayout(trees, positions_N))
-        grads = torch.autograd.grad((out.transpose(1, 2) * w.to(dtype)).sum(), leaves)
-        found.append([x.double() for x in (out, *grads)])
-    for exact, ours in zip(*found, strict=True):
-        torch.testing.assert_close(ours, exact, rtol=0, atol=1e-5)
+        given = [x.transpose(1, 2).contiguous().transpose(1, 2) if turned else x for x in leaves]
+        out = attend(*given)
+        return [x.detach() for x in (out, *torch.autograd.grad((out * w.to(dtype)).sum(), leaves))]
+
+    exact = found(by_definition, torch.float64)
+    for ours in (found(in_products, torch.float64), found(in_products, torch.float64, turned=True)):
+        torch.testing.assert_close(ours, exact, rtol=0, atol=1e-12)
+    ours = [x.double() for x in found(in_products, torch.float32)]
+    torch.testing.assert_close(ours, exact, rtol=0, atol=1e-5)
+
+
+def test_what_does_not_fit_large_products_goes_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_prompt, "goes_to_onednn", lambda *given: True)
+    q, narrow = torch.randn(2, 600, 16), torch.randn(2, 600, 8)
+    assert shared_prompt.can_share_products(q, q, q)
+    assert not shared_prompt.can_share_products(q, q, narrow)
+    assert not shared_prompt.can_share_products(q, q, q.bfloat16())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not shared_prompt.can_share_products(q, q, q)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_long_prompts_train_in_every_precision(autocast: torch.dtype | None) -> None:
+    """Autocast leaves rotated queries in float32 beside values in bfloat16."""
+    policy = Policy(build_policy("llama", dtype=torch.float32).causal_lm, build_tokenizer(), autocast=autocast)
+    long = ragged_groups((3,))[0]
+    long = replace(long, prompt_ids=(long.prompt_ids * 500)[: attention.LONG_PROMPT + 12])
+    policy.ensure_layout(ragged_groups((2,)))
+    tree_N, tree_grad = gradient(policy, [long], "tree")
+    plain_N, plain_grad = gradient(policy, [long], "plain")
+    assert policy.layout == "tree"
+    tolerance = 1e-4 if autocast is None else 0.1
+    torch.testing.assert_close(tree_N, plain_N, rtol=0, atol=tolerance)
+    assert float((tree_grad - plain_grad).norm() / plain_grad.norm()) < tolerance
 
 
 def test_a_leak_between_siblings_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ def inputs(shape: str) -> Tensor:
     torch.manual_seed(1)
     return {
         "one row": torch.randn(H),
-        "few rows": torch.randn(FEWEST_ROWS - 1, H),
+        "few rows": torch.randn(FEWEST_ROWS + 5, H),
         "rows": torch.randn(ROWS, H),
         "sequences": torch.randn(4, ROWS // 4, H),
         "none": torch.randn(0, H),
@@ -112,7 +112,13 @@ def test_which_products_take_it(is_used: None) -> None:
 
     assert takes(inputs("rows"))
     assert takes(inputs("sequences"))
-    assert not takes(inputs("few rows"))  # decoding
+    assert not takes(inputs("few rows"))  # for so small a weight
+    assert FEWEST_ROWS == 2
+    large, small = FastLinear(2048, 2048), FastLinear(1024, 512)
+    assert type(large(torch.randn(2, 2048)).grad_fn).__name__ == "_LinearBackward"  # decoding
+    assert type(large(torch.randn(1, 2048)).grad_fn).__name__ != "_LinearBackward"
+    assert type(small(torch.randn(3, 1024)).grad_fn).__name__ != "_LinearBackward"
+    assert type(small(torch.randn(4, 1024)).grad_fn).__name__ == "_LinearBackward"
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not takes(inputs("rows"))
         assert layer(inputs("rows")).dtype == torch.bfloat16

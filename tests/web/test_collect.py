@@ -32,11 +32,13 @@ PATIENCE = 240.0  # s: a model is loaded on a busy machine
 
 
 @contextmanager
-def collecting(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict]]:
+def collecting(*arguments: str, is_in_background: bool = False) -> Iterator[tuple[subprocess.Popen[str], dict]]:
+    """Open a page and read its links; a shell starts what it puts in the background with Ctrl-C ignored."""
     command = [sys.executable, "-m", "accord.cli", "collect", *arguments, "--port", "0", "--json"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if is_in_background else None,
+    )  # fmt: skip
     try:
         line = process.stdout.readline()
         assert line, process.communicate()[1]
@@ -191,7 +193,7 @@ def test_wrong_arguments_are_said_before_the_page_opens(tmp_path, capsys, monkey
 def test_a_project_keeps_its_settings(tmp_path, capsys):
     write_groups(tmp_path / "groups.jsonl", make_groups(1))
     options = [str(tmp_path / "p"), "--data", str(tmp_path / "groups.jsonl")]
-    with collecting(*options, "--judgements-per-item", "2") as (process, links):
+    with collecting(*options, "--judgements-per-item", "2", is_in_background=True) as (process, links):
         assert len(links["annotators"]) == 3  # what a new project invites
         stop(process)
     assert main(["collect", *options, "--judgements-per-item", "3"]) == 1
