@@ -15,7 +15,7 @@ from accord.feedback.judges import ConstitutionJudge
 from accord.feedback.judges.constitution import critique_and_revise
 from accord.lab.annotators import GOLD
 from accord.lab.gold import request_prompts
-from accord.lab.journeys import collect, instructgpt, rlvr
+from accord.lab.journeys import collect, instructgpt, overoptimise, rlvr
 from accord.lab.journeys.__main__ import run_journey, shown
 from accord.lab.journeys.constitutional import PRINCIPLES, LabChat, num_violations, rewritten
 from accord.lab.journeys.overoptimise import account
@@ -142,3 +142,20 @@ def test_the_recipe_people_know_raises_gold(tmp_path: Path, monkeypatch: pytest.
     assert summary["stages"]["ppo"]["gold_gain"] > 0.05
     assert summary["stages"]["dpo, same pairs"]["gold_gain_ci95"][0] > 0
     assert "ppo" in shown(summary)
+
+
+def test_over_optimisation_is_recorded_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The whole of it in small: too short to fall, long enough to be paid by one reward and watched by another."""
+    monkeypatch.setattr(overoptimise, "PAIRS_PER_REQUEST", 1)
+    monkeypatch.setattr(overoptimise, "SAMPLES_PER_REQUEST", 2)
+    monkeypatch.setattr(overoptimise, "RLOO", overoptimise.RLOO | {"train.max_steps": 6, "train.batch_size": 4})
+    summary = run_journey("overoptimise", tmp_path, seed=0)
+    for name in ("proxy, no KL", "gold, no KL"):
+        lines = summary["history"][name]
+        assert [line["step"] for line in lines] == list(range(1, 7))
+        assert summary[name]["start"]["kl"] == pytest.approx(0.0, abs=1e-6)
+        assert all(0 <= line["rollout/reward/above_reference"] <= 1 for line in lines)
+    paid, own = ([line["rollout/reward"] for line in summary["history"][name]] for name in summary["history"])
+    gold = [line["rollout/reward/gold"] for line in summary["history"]["gold, no KL"]]
+    assert own == pytest.approx(gold)  # the control is paid by what it is measured by
+    assert paid != own
