@@ -213,7 +213,7 @@ def main() -> None:
         print(f"{workload['num_response_tokens']} response tokens; model {workload['model']}", flush=True)
         found = measure_all(args.only, args.repeats, pythons, folder, args.set)
         if not args.no_k8:
-            found["k8"] = run_once("tree_and_plain.py", pythons["Accord"], folder, "--repeats", "5")
+            found["k8"] = run_once("tree_and_plain.py", pythons["Accord"], folder, "--repeats", "3")
     rows, problems, where = summarise(found, workload), check_same_work(found), environment(found)
     print(f"\n{table(rows)}\n")
     if found["k8"]:

@@ -3,6 +3,9 @@
 Padded rows twice: Accord's plain path, which meets the vocabulary at response positions only, and the model's own
 forward, which makes logits at every position.
 
+Each runs in a process of its own, as training does: beside another, a path finds memory that the other has left behind,
+or has to ask the system for it, and page faults are a fifth of these seconds.
+
 Two vocabularies on the same eight layers: GPT-2's 50 257, where the head (the same work on both paths) is half of the
 model, and 8 192, where it is a seventh, as in models of a billion parameters and more.
 """
@@ -13,7 +16,10 @@ import argparse
 import json
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -78,24 +84,53 @@ def own_logps(policy: Policy, one: TokenGroup) -> tuple[torch.Tensor, torch.Tens
     return logps_KT.sum(1), logps_KT.flatten()
 
 
+def step(policy: Policy, one: TokenGroup, layout: str) -> torch.Tensor:
+    """Score and differentiate; return the responses' token log-probabilities."""
+    policy.zero_grad(set_to_none=True)
+    logps_K, token_logps_N = own_logps(policy, one) if layout == "own" else scored(policy, [one], layout)
+    (logps_K * torch.linspace(-1, 1, NUM_RESPONSES)).sum().backward()
+    return token_logps_N.detach()
+
+
+def seconds_of(vocabulary: int, layout: str, passes: int) -> float:
+    """Return the median CPU seconds of a step in a process that runs nothing else, as training does."""
+    command = [sys.executable, __file__, "--layout", layout, "--vocabulary", str(vocabulary), "--passes", str(passes)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def measure(vocabulary: int, layout: str, passes: int) -> float:
+    """Return the median CPU seconds of a step in this process, after two to warm up."""
+    policy, one = policy_of(vocabulary), group(vocabulary)
+    found = []
+    for _ in range(passes + 2):
+        with Clock() as clock:
+            step(policy, one, layout)
+        found.append(clock.cpu_s)
+    return median(found[2:])
+
+
+def gaps(vocabulary: int) -> dict[str, float]:
+    """How far the two paths are apart: nats of a token, and relative to a gradient's norm."""
+    policy, one = policy_of(vocabulary), group(vocabulary)
+    found = []
+    for layout in ("tree", "plain"):
+        values_N = step(policy, one, layout)
+        found.append((values_N, policy.causal_lm.base_model.layers[0].mlp.up_proj.weight.grad.clone()))
+    (tree_N, tree_grad), (plain_N, plain_grad) = found
+    return {
+        "largest_token_logp_gap_nats": float((tree_N - plain_N).abs().max()),
+        "relative_gradient_gap": float((tree_grad - plain_grad).norm() / plain_grad.norm()),
+    }
+
+
 def compare(vocabulary: int, repeats: int) -> dict[str, Any]:
-    """Score and differentiate on both paths, in turn; CPU seconds are medians."""
-    policy, groups = policy_of(vocabulary), [group(vocabulary)]
-    seconds: dict[str, list[float]] = {"tree": [], "plain": [], "own logits": []}
-    values, gradients = {}, {}
-    for repeat in range(repeats + 1):  # the first is the warm-up
-        for layout in seconds:
-            policy.zero_grad(set_to_none=True)
-            with Clock() as clock:
-                if layout == "own logits":
-                    logps_K, token_logps_N = own_logps(policy, groups[0])
-                else:
-                    logps_K, token_logps_N = scored(policy, groups, layout)
-                (logps_K * torch.linspace(-1, 1, NUM_RESPONSES)).sum().backward()
-            if repeat:
-                seconds[layout].append(clock.cpu_s)
-            values[layout] = token_logps_N.detach()
-            gradients[layout] = policy.causal_lm.base_model.layers[0].mlp.up_proj.weight.grad.clone()
+    """Measure each path in a process of its own, in turns; CPU seconds are medians over the turns."""
+    turns = [
+        {layout: seconds_of(vocabulary, layout, 1 if layout == "own" else 4) for layout in ("tree", "plain", "own")}
+        for _ in range(repeats)
+    ]
+    tree, plain, own = (median(turn[layout] for turn in turns) for layout in ("tree", "plain", "own"))
+    ratios = [turn["plain"] / turn["tree"] for turn in turns]
     shape = Shape(
         MODEL_SHAPE["hidden_size"],
         MODEL_SHAPE["num_hidden_layers"],
@@ -104,33 +139,38 @@ def compare(vocabulary: int, repeats: int) -> dict[str, Any]:
         MODEL_SHAPE["hidden_size"],
     )
     lengths = [NUM_RESPONSE] * NUM_RESPONSES
-    tree, plain, own = (sorted(seconds[layout])[repeats // 2] for layout in seconds)
-    difference = gradients["tree"] - gradients["plain"]
     return {
         "vocabulary": vocabulary,
         "tree_cpu_s": tree,
         "plain_cpu_s": plain,
-        "ratio": plain / tree,
-        "ratio_range": [
-            find(p / t for p, t in zip(seconds["plain"], seconds["tree"], strict=True)) for find in (min, max)
-        ],
+        "ratio": median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
         "own_logits_cpu_s": own,
         "ratio_to_own_logits": own / tree,
         "ratio_by_flops": plain_forward_flops(shape, NUM_PROMPT, lengths) / forward_flops(shape, NUM_PROMPT, lengths),
         "tree_gflops": 3 * forward_flops(shape, NUM_PROMPT, lengths) / tree / 1e9,
-        "largest_token_logp_gap_nats": float((values["tree"] - values["plain"]).abs().max()),
-        "relative_gradient_gap": float(difference.norm() / gradients["plain"].norm()),
+        **gaps(vocabulary),
     }
 
 
 def main() -> None:
-    """Measure in this process and write the result."""
+    """Compare and write the result, or measure one path in this process."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--result", type=Path, required=True)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--result", type=Path)
+    parser.add_argument("--repeats", type=int, default=3, help="turns of the three")
+    parser.add_argument("--layout", choices=("tree", "plain", "own"), help="measure this one here, and print seconds")
+    parser.add_argument("--vocabulary", type=int, default=50257)
+    parser.add_argument("--passes", type=int, default=4)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    args.result.write_text(json.dumps([compare(vocabulary, args.repeats) for vocabulary in (50257, 8192)]))
+    if args.layout:
+        print(measure(args.vocabulary, args.layout, args.passes))
+        return
+    found = [compare(vocabulary, args.repeats) for vocabulary in (50257, 8192)]
+    if args.result:
+        args.result.write_text(json.dumps(found))
+    else:
+        print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -77,7 +77,9 @@ def test_a_forged_or_tampered_cookie_is_nobody(project, open_page, secret):
     assert client.get("/judge").status_code == 401
     real = enter(open_page(project), project)
     (sealed,) = [cookie.value for cookie in real.cookies.jar if cookie.name == "accord-8765"]
-    for forged in (sealed[:-1] + ("A" if sealed[-1] != "A" else "B"), "A" + sealed[1:], sealed.split(".")[0], ""):
+    inside = len(sealed) - 9  # of the signature; some bits of its last character mean nothing
+    other = sealed[:inside] + ("A" if sealed[inside] != "A" else "B") + sealed[inside + 1 :]
+    for forged in (other, "A" + sealed[1:], sealed.split(".")[0], ""):
         client.cookies.clear()
         client.cookies.set("accord-8765", forged)
         assert client.get("/judge").status_code == 401, forged

@@ -178,8 +178,12 @@ def _file_mounts(files: Iterable[str], contents: Sequence[int]) -> list[str]:
 
 
 def _setup_failure(status: bytes, stderr: bytes) -> str:
-    """Return why bubblewrap did not come to run the program, or nothing: it reports the exit code of what it ran."""
-    if any("exit-code" in json.loads(line) for line in status.splitlines()):
+    """Return why bubblewrap did not come to run the program, or nothing: it reports the exit code of what it ran.
+
+    `status` is a JSON object per line; one that was killed as it wrote leaves a part of a line.
+    """
+    whole = status[: status.rfind(b"\n") + 1]
+    if any("exit-code" in json.loads(line) for line in whole.splitlines()):
         return ""
     said = stderr.decode(errors="replace").strip().splitlines()
     return f"bubblewrap could not set up the sandbox ({said[-1] if said else 'no message'}) — {_INSTALL}"

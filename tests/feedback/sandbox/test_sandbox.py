@@ -22,6 +22,7 @@ from accord.feedback.sandbox import (
     find_sandbox,
     run_many,
 )
+from accord.feedback.sandbox.bubblewrap import _setup_failure
 
 PYTHON = str(Path(sys.executable).resolve())
 needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
@@ -70,6 +71,12 @@ def test_a_started_program_can_be_killed(sandbox: Sandbox) -> None:
     running = sandbox.start(python("import time; time.sleep(600)"), Limits(wall_seconds=600.0))
     running.kill()
     assert running.wait().ended is Ended.KILLED
+
+
+def test_a_status_that_breaks_off_is_no_report() -> None:
+    assert "could not set up" in _setup_failure(b'{ "child-pid": 5954', b"")
+    assert "could not set up" in _setup_failure(b'{ "child-pid": 5954 }\n{ "exit-', b"")
+    assert _setup_failure(b'{ "child-pid": 5954 }\n{ "exit-code": 3 }\n', b"") == ""
 
 
 @needs_bwrap
