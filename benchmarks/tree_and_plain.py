@@ -4,7 +4,7 @@ Padded rows twice: Accord's plain path, which meets the vocabulary at response p
 forward, which makes logits at every position.
 
 Each runs in a process of its own, as training does: beside another, a path finds memory that the other has left behind,
-or has to ask the system for it, and page faults are a fifth of these seconds.
+or has to ask the system for it.
 
 Two vocabularies on the same eight layers: GPT-2's 50 257, where the head (the same work on both paths) is half of the
 model, and 8 192, where it is a seventh, as in models of a billion parameters and more.
